@@ -1,0 +1,75 @@
+"""The errors that reach people, and the reasons a build can end with.
+
+Every `BuilddError` says what happened and to what (`message`) and what to do about it (`hint`). Its `code`
+is both the JSON-RPC error code and the exit status of `buildctl`, so a script sees one number everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+FailureReason = Literal[
+    "phase_failed",
+    "timeout",
+    "silent",
+    "oom",
+    "disk_full",
+    "log_limit",
+    "fetch_failed",
+    "checksum_mismatch",
+    "sandbox_failed",
+    "interrupted",
+    "cancelled",
+]
+"""Why a build did not succeed."""
+
+FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)
+
+
+class BuilddError(Exception):
+    """Base of all errors with a text for the user. `code` 1: something failed that the request asked for."""
+
+    code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidInput(BuilddError):
+    """The request, a recipe or the configuration is wrong; the same input will be wrong again."""
+
+    code = 2
+
+
+class NotFound(BuilddError):
+    """A named run, build, repository, revision or package does not exist."""
+
+    code = 3
+
+
+class Refused(BuilddError):
+    """Understood and allowed, but not in this state (draining, busy, still in use)."""
+
+    code = 4
+
+
+class NotPermitted(BuilddError):
+    """The caller lacks the right; the hint names it."""
+
+    code = 5
+
+
+class Busy(BuilddError):
+    """A limit on concurrent work was reached; the same request may succeed later."""
+
+    code = 6
+
+
+class BuildFailure(BuilddError):
+    """A build ended without success, for `reason`."""
+
+    def __init__(self, reason: FailureReason, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason: FailureReason = reason
