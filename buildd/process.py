@@ -1,0 +1,137 @@
+"""The one door to child processes.
+
+Children are started from the main thread: PR_SET_PDEATHSIG (bwrap --die-with-parent, `die_with_parent` here)
+is tied to the thread that forked, and a worker thread that idles away would take the child with it. Each child
+leads a session of its own and is waited for through a pidfd, so its pid cannot be reused while we hold it.
+
+Invariant: a `Process` is reaped exactly once, and no signal is sent after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import trio
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended. `status` is as of `subprocess`: the exit code, or minus the signal number."""
+
+    status: int
+    cpu_s: float
+    """User plus system seconds of the child and every descendant it waited for."""
+    max_rss_bytes: int
+    """Largest resident set of any single process among them (getrusage(2) counts KiB)."""
+
+
+class Process:
+    """A running child; made by `spawn`. Use as a context manager: leaving kills and reaps it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.pid = popen.pid
+        self._popen = popen
+        self._pidfd = os.pidfd_open(popen.pid)
+        self.exit: Exit | None = None
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        return self._popen.stdin
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        return self._popen.stdout
+
+    async def wait(self) -> Exit:
+        """Wait until the child itself has ended, and reap it. Cancellable; may be called again."""
+        while self.exit is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+            self._reap(os.WNOHANG)
+        return self.exit
+
+    def poll(self) -> Exit | None:
+        """The exit of the child, or None while it runs. Never blocks."""
+        if self.exit is None:
+            self._reap(os.WNOHANG)
+        return self.exit
+
+    def send_signal(self, number: int) -> None:
+        """Signal the child alone; nothing happens when it is already reaped."""
+        if self.exit is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill the child if it still runs, reap it, close the descriptors. Blocks for the kernel's kill only."""
+        if self.exit is None:
+            self.kill()
+            self._reap(0)
+        for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _reap(self, flags: int) -> None:
+        pid, wait_status, usage = os.wait4(self.pid, flags)
+        if pid == 0:
+            return
+        status = os.waitstatus_to_exitcode(wait_status)
+        self._popen.returncode = status  # tells Popen that nothing is left to wait for
+        self.exit = Exit(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str | os.PathLike[str] = "/",
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+) -> Process:
+    """Start `argv` in a session of its own, with exactly `env` and no descriptors but 0-2 and `pass_fds`.
+
+    Raises OSError (no such program, EAGAIN, EMFILE, ENOMEM) with nothing left behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("processes are spawned from the main thread only: PDEATHSIG follows the thread")
+    popen = subprocess.Popen(
+        argv,
+        env=dict(env),
+        cwd=cwd,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    try:
+        return Process(popen)
+    except OSError:
+        popen.kill()
+        popen.wait()
+        raise
+
+
+Spawner = Callable[..., Process]
+"""The type of `spawn`, for what takes it as an argument."""
