@@ -7,13 +7,9 @@ UUIDs in their text form; git ids and digests are lower-case hexadecimal.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import msgspec
-
-
-class Struct(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all data: immutable, built by keyword."""
+from msgspec import Struct
 
 
 # --- repositories -----------------------------------------------------------------------------------------
@@ -21,14 +17,14 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True):
 CloneState = Literal["not_started", "cloning", "cloned", "failed"]
 
 
-class CloneStatus(Struct):
+class CloneStatus(Struct, frozen=True, kw_only=True):
     status: CloneState = "not_started"
     started_at: float | None = None
     completed_at: float | None = None
     error: str | None = None
 
 
-class CloneProgress(Struct):
+class CloneProgress(Struct, frozen=True, kw_only=True):
     """Live progress of a clone or fetch, as the transport reports it."""
 
     received_objects: int
@@ -41,7 +37,7 @@ class CloneProgress(Struct):
         return 100.0 * self.received_objects / self.total_objects if self.total_objects else 0.0
 
 
-class Repository(Struct):
+class Repository(Struct, frozen=True, kw_only=True):
     """A URL and its bare clone."""
 
     url: str
@@ -55,3 +51,137 @@ class Repository(Struct):
     bytes: int = 0
     """Size on disk of the clone when it was last cloned or fetched."""
     fetched_at: float | None = None
+
+
+# --- packages ---------------------------------------------------------------------------------------------
+
+PHASES = ("fetch", "checksum", "extract", "patch", "configure", "build", "check", "stage", "package")
+"""The phases of a build, in order. Only `fetch` has the network."""
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """A file from outside the repository, fixed by its hash."""
+
+    url: str
+    sha256: str
+    filename: str
+    """The last component of the URL's path, checked to be a plain file name."""
+    into: str = "."
+    """Directory under $SRCDIR that it is extracted or copied to."""
+    strip: int | None = None
+    """Leading path components to drop; None drops a single directory that all members share."""
+    extract: bool = True
+    patches: tuple[str, ...] = ()
+    """Patch or series files of the package's subtree, applied in order after extraction."""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """Bounds on one build; None takes the configuration's. Seconds and bytes."""
+
+    timeout: float | None = None
+    silence: float | None = None
+    log: int | None = None
+
+
+class Package(Struct, frozen=True, kw_only=True):
+    """A buildable unit found in a revision, as a provider describes it."""
+
+    name: str
+    version: str
+    path: str
+    """Subtree of the revision, `.` for all of it."""
+    repository: str
+    """Identity of the repository: its normalised URL, or the absolute path of a local one."""
+    store: str
+    """Path of the git directory that holds the objects."""
+    commit: str | None
+    """Commit the package was found in; None for a snapshot of a plain directory."""
+    tree: str
+    """Git tree id of the subtree: the hash of the source."""
+    depends: tuple[str, ...] = ()
+    system: str = "none"
+    phases: dict[str, str] = {}
+    """Shell text by phase, defaults of `system` already filled in. Phases without text are skipped."""
+    sources: tuple[Source, ...] = ()
+    patches: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    """Executables the build needs on its PATH; without them the package is ignored."""
+    formats: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    default: bool = True
+    """False keeps the package out of runs that do not name it or need it."""
+    ignore: str = ""
+    """Why this package is not to be built here; empty builds it."""
+    provider: str = "native"
+
+
+# --- runs and builds --------------------------------------------------------------------------------------
+
+PackageState = Literal["queued", "running", "success", "failed", "skipped", "blocked", "ignored", "cancelled"]
+BuildState = Literal["running", "success", "failed", "cancelled"]
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """Counts of a run's packages by state; `total` is always their sum."""
+
+    total: int = 0
+    success: int = 0
+    failed: int = 0
+    skipped: int = 0
+    blocked: int = 0
+    ignored: int = 0
+    cancelled: int = 0
+    queued: int = 0
+    running: int = 0
+
+
+class PhaseRecord(Struct, frozen=True, kw_only=True):
+    name: str
+    started_at: float
+    duration_s: float | None = None
+    exit_status: int | None = None
+    """0, a positive exit code, or minus the number of the signal that ended it; None while it runs."""
+
+
+class Resources(Struct, frozen=True, kw_only=True):
+    cpu_s: float = 0.0
+    max_rss_bytes: int = 0
+
+
+class BuildRecord(Struct, frozen=True, kw_only=True):
+    """One attempt at one package in a run."""
+
+    id: str
+    run: str
+    package: str
+    version: str
+    state: BuildState
+    started_at: float
+    attempt: int = 1
+    completed_at: float | None = None
+    reason: str | None = None
+    """A failure reason of `buildd.errors`, None on success."""
+    message: str | None = None
+    exit_status: int | None = None
+    phases: tuple[PhaseRecord, ...] = ()
+    resources: Resources = Resources()
+    key: str = ""
+    output_id: str | None = None
+    artifact: str | None = None
+    """Directory of the artifact; None without one."""
+    log: str = ""
+    """Path of the log file."""
+    log_bytes: int = 0
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """A line of the journal. `number` rises by one, without gaps."""
+
+    number: int
+    time: float
+    kind: str
+    run: str | None = None
+    build: str | None = None
+    package: str | None = None
+    repository: str | None = None
+    data: dict[str, Any] = {}

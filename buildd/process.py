@@ -1,8 +1,7 @@
 """The one door to child processes.
 
-Children are started from the main thread: PR_SET_PDEATHSIG (bwrap --die-with-parent, `die_with_parent` here)
-is tied to the thread that forked, and a worker thread that idles away would take the child with it. Each child
-leads a session of its own and is waited for through a pidfd, so its pid cannot be reused while we hold it.
+Children are started from the main thread: PR_SET_PDEATHSIG (bwrap --die-with-parent) is tied to the thread that
+forked, and a worker thread that idles away would take the child with it. Each child leads a session of its own and is waited for through a pidfd, so its pid cannot be reused while we hold it.
 
 Invariant: a `Process` is reaped exactly once, and no signal is sent after that.
 """
@@ -78,7 +77,7 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill the child if it still runs, reap it, close the descriptors. Blocks for the kernel's kill only."""
+        """Kill the child if it still runs, reap it, close the descriptors. Waits for the kernel only."""
         if self.exit is None:
             self.kill()
             self._reap(0)

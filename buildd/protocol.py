@@ -1,0 +1,486 @@
+"""The control protocol: JSON-RPC 2.0 over a ZeroMQ ROUTER on a Unix socket, as data.
+
+`METHODS` is the whole interface: every method with its parameters, its answer and the right it takes. The
+daemon dispatches on it, `buildctl schema` prints it, buildd-protocol(7) describes it. Unknown parameters are
+refused, so that a misspelt option is an error and not a silent default.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from buildd.model import (
+    BuildRecord,
+    CloneProgress,
+    Event,
+    PackageState,
+    Repository,
+    Stats,
+)
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 1 << 20
+"""Largest request frame the daemon accepts; libzmq ends the connection of a peer that sends more."""
+MAX_POLL_S = 60.0
+"""Longest time a long poll is held; ask again after an empty answer."""
+MAX_CHUNK_BYTES = 256 * 1024
+"""Most bytes of a log or artifact in one answer."""
+MAX_EVENTS = 1000
+"""Most events in one answer."""
+SOCKET_NAME = "control.sock"
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+
+Right = Literal["observe", "control"]
+
+
+class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all parameters."""
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    jsonrpc: Literal["2.0"]
+    method: str
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+    id: int | str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class ErrorData(Struct, frozen=True, kw_only=True):
+    hint: str = ""
+    kind: str = ""
+    """Name of the error class."""
+
+
+class Error(Struct, frozen=True, kw_only=True):
+    code: int
+    message: str
+    data: ErrorData = ErrorData()
+
+
+class Ok(Struct, frozen=True, kw_only=True):
+    """The answer of a method that only acts. `message` says what was done."""
+
+    ok: bool = True
+    message: str = ""
+
+
+class Empty(Params, frozen=True, kw_only=True):
+    pass
+
+
+# --- daemon -----------------------------------------------------------------------------------------------
+
+DaemonState = Literal["running", "draining", "stopping", "degraded"]
+
+
+class Workers(Struct, frozen=True, kw_only=True):
+    busy: int
+    total: int
+
+
+class ActiveClone(Struct, frozen=True, kw_only=True):
+    url: str
+    operation: Literal["clone", "fetch"]
+    started_at: float
+    progress: CloneProgress
+    percent: float
+
+
+class DaemonResources(Struct, frozen=True, kw_only=True):
+    rss_bytes: int
+    open_files: int
+    threads: int
+    children: int
+
+
+class RunCounts(Struct, frozen=True, kw_only=True):
+    active: int
+    total: int
+
+
+class BuildCounts(Struct, frozen=True, kw_only=True):
+    queued: int
+    running: int
+    success: int
+    failed: int
+    """`success` and `failed` count since the daemon started."""
+
+
+class ControlCounts(Struct, frozen=True, kw_only=True):
+    requests: int
+    dropped: int
+    """Frames that could be neither answered nor used, and answers whose reader went away."""
+
+
+class DaemonStatus(Struct, frozen=True, kw_only=True):
+    version: str
+    pid: int
+    uptime_s: float
+    state: DaemonState
+    reasons: tuple[str, ...]
+    """Why the daemon is degraded or draining, and what is weaker here than it could be."""
+    sandbox: str
+    runs: RunCounts
+    builds: BuildCounts
+    workers: Workers
+    clones: tuple[ActiveClone, ...]
+    resources: DaemonResources
+    control: ControlCounts
+    state_dir: str
+    cache_dir: str
+    config_files: tuple[str, ...]
+
+
+class CheckResult(Struct, frozen=True, kw_only=True):
+    name: str
+    status: Literal["ok", "warning", "error"]
+    message: str
+    hint: str = ""
+
+
+class DoctorResult(Struct, frozen=True, kw_only=True):
+    checks: tuple[CheckResult, ...]
+
+
+class ShutdownParams(Params, frozen=True, kw_only=True):
+    drain: bool = False
+    """Let running builds finish before the daemon stops."""
+
+
+# --- repositories -----------------------------------------------------------------------------------------
+
+
+class RepoParams(Params, frozen=True, kw_only=True):
+    repo: str
+    """URL, path or known name."""
+
+
+class CloneResult(Struct, frozen=True, kw_only=True):
+    status: Literal["accepted", "cloning", "cloned", "failed"]
+    path: str
+    message: str
+
+
+class RepoList(Struct, frozen=True, kw_only=True):
+    repositories: tuple[Repository, ...]
+
+
+class Branch(Struct, frozen=True, kw_only=True):
+    name: str
+    commit: str
+    head: bool
+    """True for the default branch."""
+
+
+class BranchList(Struct, frozen=True, kw_only=True):
+    branches: tuple[Branch, ...]
+
+
+# --- runs -------------------------------------------------------------------------------------------------
+
+
+class StartParams(Params, frozen=True, kw_only=True):
+    targets: tuple[str, ...]
+    """`REPO[@REV][//PACKAGE]`; REPO a URL, an absolute path or a known name."""
+    keep_going: bool = True
+    """Go on with packages that do not depend on a failed one; False cancels the rest of the run."""
+    force: bool = False
+    """Build even what has a result already."""
+    fetch_only: bool = False
+    """Run the fetch and checksum phases of every package and stop there."""
+    refresh: bool = True
+    """Fetch cloned repositories before planning."""
+    priority: int = 0
+    """Higher goes first among packages that are equally urgent."""
+
+
+class StartResult(Struct, frozen=True, kw_only=True):
+    id: str
+    number: int
+
+
+class RunPackage(Struct, frozen=True, kw_only=True):
+    name: str
+    version: str
+    state: PackageState
+    reason: str | None
+    phase: str | None
+    duration_s: float | None
+    build_id: str | None
+    artifact: str | None
+    log_bytes: int
+    message: str | None = None
+    """What a person should know: the failure, the blocking dependency, why it was ignored or skipped."""
+    last_line: str | None = None
+    """Last line of output; only while running and when asked for with `live`."""
+
+
+class RunView(Struct, frozen=True, kw_only=True):
+    """A run; `packages` is empty in lists."""
+
+    id: str
+    number: int
+    state: str
+    targets: tuple[str, ...]
+    requested_by: str
+    created_at: float
+    started_at: float | None
+    completed_at: float | None
+    stats: Stats
+    packages: tuple[RunPackage, ...]
+    wave: int | None = None
+    waves: int | None = None
+    error: str | None = None
+    hint: str | None = None
+
+
+class RunParams(Params, frozen=True, kw_only=True):
+    run: str
+    """Id, unambiguous prefix of one, number, or `latest`."""
+
+
+class RunStatusParams(RunParams, frozen=True, kw_only=True):
+    live: bool = False
+    packages: bool = True
+    states: tuple[PackageState, ...] = ()
+    """Only packages in these states; empty for all."""
+
+
+class RunListParams(Params, frozen=True, kw_only=True):
+    limit: int = 20
+    active: bool = False
+
+
+class RunList(Struct, frozen=True, kw_only=True):
+    runs: tuple[RunView, ...]
+
+
+class CancelParams(RunParams, frozen=True, kw_only=True):
+    package: str | None = None
+    """Only this package (and what depends on it is blocked)."""
+
+
+class WaitParams(RunParams, frozen=True, kw_only=True):
+    timeout: float = 30.0
+    """Seconds, at most MAX_POLL_S."""
+
+
+class WaitResult(Struct, frozen=True, kw_only=True):
+    finished: bool
+    run: RunView
+
+
+class PlanParams(Params, frozen=True, kw_only=True):
+    targets: tuple[str, ...]
+    refresh: bool = True
+
+
+class PlannedPackage(Struct, frozen=True, kw_only=True):
+    name: str
+    version: str
+    repository: str
+    path: str
+    tree: str
+    depends: tuple[str, ...]
+    wave: int
+    """1 for packages without dependencies in the plan."""
+    ignore: str = ""
+
+
+class PlanResult(Struct, frozen=True, kw_only=True):
+    packages: tuple[PlannedPackage, ...]
+    """In topological order."""
+    waves: int
+
+
+# --- builds -----------------------------------------------------------------------------------------------
+
+
+class BuildParams(Params, frozen=True, kw_only=True):
+    build: str
+    """Id or unambiguous prefix of one."""
+
+
+class BuildListParams(Params, frozen=True, kw_only=True):
+    package: str | None = None
+    run: str | None = None
+    limit: int = 20
+
+
+class BuildList(Struct, frozen=True, kw_only=True):
+    builds: tuple[BuildRecord, ...]
+
+
+class LogParams(Params, frozen=True, kw_only=True):
+    build: str
+    offset: int = 0
+    """Byte to start at; negative counts from the end."""
+    limit: int = MAX_CHUNK_BYTES
+    timeout: float = 0.0
+    """Seconds to wait for more while the build runs."""
+
+
+class LogChunk(Struct, frozen=True, kw_only=True):
+    build: str
+    offset: int
+    """Where `text` starts."""
+    next_offset: int
+    text: str
+    """The bytes as UTF-8; what is not UTF-8 is replaced. Chunks never split a character."""
+    finished: bool
+    """True when the build has ended and nothing follows `next_offset`."""
+
+
+class ShowParams(Params, frozen=True, kw_only=True):
+    id: str
+    """A run or a build: id, prefix, or number of a run."""
+
+
+class ShowResult(Struct, frozen=True, kw_only=True):
+    run: RunView | None = None
+    build: BuildRecord | None = None
+
+
+# --- events -----------------------------------------------------------------------------------------------
+
+
+class PollParams(Params, frozen=True, kw_only=True):
+    after: int
+    """Number of the last event seen; 0 for all that are kept, -1 for those to come."""
+    timeout: float = 0.0
+    limit: int = MAX_EVENTS
+    run: str | None = None
+    kinds: tuple[str, ...] = ()
+
+
+class PollResult(Struct, frozen=True, kw_only=True):
+    events: tuple[Event, ...]
+    next: int
+    """What to pass as `after` next time."""
+
+
+# --- artifacts --------------------------------------------------------------------------------------------
+
+
+class ArtifactFile(Struct, frozen=True, kw_only=True):
+    path: str
+    mode: str
+    size: int
+    sha256: str
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    output_id: str
+    path: str
+    bytes: int
+    files: int
+    created_at: float
+    packages: tuple[str, ...]
+    """`NAME@VERSION` of the builds that made it."""
+
+
+class ArtifactList(Struct, frozen=True, kw_only=True):
+    artifacts: tuple[Artifact, ...]
+
+
+class ArtifactListParams(Params, frozen=True, kw_only=True):
+    package: str | None = None
+    limit: int = 100
+
+
+class ArtifactParams(Params, frozen=True, kw_only=True):
+    artifact: str
+    """Output id or prefix, build id or prefix, or NAME[@VERSION] for the latest success."""
+
+
+class ArtifactDetail(Struct, frozen=True, kw_only=True):
+    artifact: Artifact
+    listing: tuple[ArtifactFile, ...]
+
+
+class ArtifactExport(Struct, frozen=True, kw_only=True):
+    output_id: str
+    filename: str
+    bytes: int
+    sha256: str
+
+
+class ArtifactReadParams(Params, frozen=True, kw_only=True):
+    output_id: str
+    offset: int = 0
+
+
+class ArtifactChunk(Struct, frozen=True, kw_only=True):
+    data: bytes
+    """Base64 in JSON."""
+    next_offset: int
+    finished: bool
+
+
+# --- the table --------------------------------------------------------------------------------------------
+
+
+class Method(Struct, frozen=True, kw_only=True):
+    params: Any
+    result: Any
+    right: Right
+    doc: str
+
+
+METHODS: dict[str, Method] = {
+    name: Method(params=params, result=result, right=right, doc=doc)  # type: ignore[arg-type]
+    for name, params, result, right, doc in (
+        ("daemon.status", Empty, DaemonStatus, "observe", "State, load and resources of the daemon."),
+        ("daemon.doctor", Empty, DoctorResult, "observe", "Check what builds need on this machine."),
+        ("daemon.drain", Empty, Ok, "control", "Start no more builds; let running ones finish."),
+        ("daemon.resume", Empty, Ok, "control", "Undo drain."),
+        ("daemon.reload", Empty, Ok, "control", "Read the configuration again, as SIGHUP does."),
+        ("daemon.shutdown", ShutdownParams, Ok, "control", "Stop the daemon, as SIGTERM does."),
+        ("repo.clone", RepoParams, CloneResult, "control", "Start a clone; answers at once."),
+        ("repo.status", RepoParams, Repository, "observe", "One repository."),
+        ("repo.list", Empty, RepoList, "observe", "All known repositories."),
+        ("repo.refresh", RepoParams, Repository, "control", "Fetch; answers when it is done."),
+        ("repo.cancel", RepoParams, Ok, "control", "Stop a clone or fetch that is under way."),
+        ("repo.delete", RepoParams, Ok, "control", "Remove the clone and its record."),
+        ("repo.branches", RepoParams, BranchList, "observe", "Branches of a clone and their commits."),
+        ("run.start", StartParams, StartResult, "control", "Accept a run; answers once it is on disk."),
+        ("run.plan", PlanParams, PlanResult, "control", "What a start of these targets would consider."),
+        ("run.status", RunStatusParams, RunView, "observe", "A run with its packages."),
+        ("run.list", RunListParams, RunList, "observe", "Recent runs, newest first."),
+        ("run.wait", WaitParams, WaitResult, "observe", "Answer when the run ends or the time is over."),
+        ("run.cancel", CancelParams, Ok, "control", "Cancel a run or one of its packages."),
+        ("build.show", BuildParams, BuildRecord, "observe", "One build."),
+        ("build.list", BuildListParams, BuildList, "observe", "Builds, newest first."),
+        ("build.log", LogParams, LogChunk, "observe", "A piece of a build's log, or wait for one."),
+        ("object.show", ShowParams, ShowResult, "observe", "A run or a build, whichever the id names."),
+        ("events.poll", PollParams, PollResult, "observe", "Events after a number, or wait for one."),
+        ("artifact.list", ArtifactListParams, ArtifactList, "observe", "Artifacts, newest first."),
+        ("artifact.show", ArtifactParams, ArtifactDetail, "observe", "One artifact and its files."),
+        ("artifact.export", ArtifactParams, ArtifactExport, "observe", "Pack an artifact as .tar.zst."),
+        ("artifact.read", ArtifactReadParams, ArtifactChunk, "observe", "A piece of an exported artifact."),
+    )
+}
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of every method: `{methods: {name: {params, result, right, doc}}, $defs}`."""
+    types = [t for m in METHODS.values() for t in (m.params, m.result)]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    pairs = iter(schemas)
+    methods = {
+        name: {"doc": m.doc, "right": m.right, "params": next(pairs), "result": next(pairs)}
+        for name, m in METHODS.items()
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "protocol": VERSION,
+        "methods": methods,
+        "$defs": components,
+    }
