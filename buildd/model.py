@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-
 # --- repositories -----------------------------------------------------------------------------------------
 
 CloneState = Literal["not_started", "cloning", "cloned", "failed"]

@@ -1,7 +1,8 @@
 """The one door to child processes.
 
-Children are started from the main thread: PR_SET_PDEATHSIG (bwrap --die-with-parent) is tied to the thread that
-forked, and a worker thread that idles away would take the child with it. Each child leads a session of its own and is waited for through a pidfd, so its pid cannot be reused while we hold it.
+Children are started from the main thread: PR_SET_PDEATHSIG (bwrap --die-with-parent) is tied to the thread
+that forked, and a worker thread that idles away would take the child with it. Each child leads a session of
+its own and is waited for through a pidfd, so its pid cannot be reused while we hold it.
 
 Invariant: a `Process` is reaped exactly once, and no signal is sent after that.
 """
