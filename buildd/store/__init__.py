@@ -1,0 +1,1 @@
+"""What survives: the database, the event journal, logs and artifacts."""

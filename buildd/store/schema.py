@@ -1,0 +1,55 @@
+"""The database's shape, as migrations. `PRAGMA user_version` counts the ones applied.
+
+A migration, once released, is never edited; a change of shape is a new one at the end. Records are JSON of the
+structs in `buildd.model` and `buildd.store.records`; the columns beside them are what queries need.
+"""
+
+from __future__ import annotations
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE repositories (
+        url TEXT PRIMARY KEY,
+        record BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE runs (
+        id TEXT PRIMARY KEY,
+        number INTEGER NOT NULL UNIQUE,
+        finished INTEGER NOT NULL,
+        record BLOB NOT NULL,
+        plan BLOB,
+        packages BLOB
+    ) WITHOUT ROWID;
+    CREATE INDEX runs_unfinished ON runs (number) WHERE finished = 0;
+    CREATE TABLE builds (
+        id TEXT PRIMARY KEY,
+        run TEXT NOT NULL,
+        package TEXT NOT NULL,
+        version TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        state TEXT NOT NULL,
+        started_at REAL NOT NULL,
+        duration_s REAL,
+        key TEXT NOT NULL,
+        output_id TEXT,
+        record BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX builds_by_run ON builds (run, started_at);
+    CREATE INDEX builds_by_package ON builds (package, started_at);
+    CREATE INDEX builds_by_key ON builds (key, started_at) WHERE state = 'success';
+    CREATE INDEX builds_by_output ON builds (output_id) WHERE state = 'success';
+    CREATE INDEX builds_by_time ON builds (started_at);
+    CREATE INDEX builds_unfinished ON builds (state) WHERE state = 'running';
+    CREATE TABLE events (
+        number INTEGER PRIMARY KEY,
+        time REAL NOT NULL,
+        kind TEXT NOT NULL,
+        run TEXT,
+        build TEXT,
+        package TEXT,
+        repository TEXT,
+        data BLOB NOT NULL
+    );
+    CREATE INDEX events_by_run ON events (run, number) WHERE run IS NOT NULL;
+    """,
+)
