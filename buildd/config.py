@@ -115,6 +115,8 @@ class LimitsConfig(Struct, frozen=True, kw_only=True):
     timeout: Seconds = Seconds(7200)
     silence: Seconds = Seconds(1800)
     log: Bytes = Bytes(1 << 30)
+    memory: Bytes = Bytes(0)
+    """Resident bytes of all processes of a build together; 0 sets no limit."""
 
 
 class ControlConfig(Struct, frozen=True, kw_only=True):

@@ -80,6 +80,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     silence: float | None = None
     log: int | None = None
+    memory: int | None = None
+    """Resident bytes of all processes of the build together."""
 
 
 class Package(Struct, frozen=True, kw_only=True):
@@ -109,6 +111,8 @@ class Package(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     default: bool = True
     """False keeps the package out of runs that do not name it or need it."""
+    summary: str = ""
+    """One line about it."""
     ignore: str = ""
     """Why this package is not to be built here; empty builds it."""
     provider: str = "native"

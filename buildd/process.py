@@ -20,6 +20,13 @@ from typing import IO
 
 import trio
 
+_live: set[int] = set()
+
+
+def live_pids() -> frozenset[int]:
+    """Pids of all children that were spawned here and are not reaped yet."""
+    return frozenset(_live)
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -38,6 +45,7 @@ class Process:
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self.pid = popen.pid
         self._popen = popen
+        _live.add(popen.pid)
         self._pidfd = os.pidfd_open(popen.pid)
         self.exit: Exit | None = None
 
@@ -94,6 +102,7 @@ class Process:
         pid, wait_status, usage = os.wait4(self.pid, flags)
         if pid == 0:
             return
+        _live.discard(self.pid)
         status = os.waitstatus_to_exitcode(wait_status)
         self._popen.returncode = status  # tells Popen that nothing is left to wait for
         self.exit = Exit(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
@@ -130,6 +139,7 @@ def spawn(
     except OSError:
         popen.kill()
         popen.wait()
+        _live.discard(popen.pid)
         raise
 
 

@@ -162,6 +162,11 @@ class RepoParams(Params, frozen=True, kw_only=True):
     """URL, path or known name."""
 
 
+class CloneParams(RepoParams, frozen=True, kw_only=True):
+    again: bool = False
+    """Try once more when the last clone failed; without it the answer is the reason."""
+
+
 class CloneResult(Struct, frozen=True, kw_only=True):
     status: Literal["accepted", "cloning", "cloned", "failed"]
     path: str
@@ -414,6 +419,8 @@ class ArtifactExport(Struct, frozen=True, kw_only=True):
 
 class ArtifactReadParams(Params, frozen=True, kw_only=True):
     output_id: str
+    filename: str
+    """As `artifact.export` answered."""
     offset: int = 0
 
 
@@ -443,7 +450,7 @@ METHODS: dict[str, Method] = {
         ("daemon.resume", Empty, Ok, "control", "Undo drain."),
         ("daemon.reload", Empty, Ok, "control", "Read the configuration again, as SIGHUP does."),
         ("daemon.shutdown", ShutdownParams, Ok, "control", "Stop the daemon, as SIGTERM does."),
-        ("repo.clone", RepoParams, CloneResult, "control", "Start a clone; answers at once."),
+        ("repo.clone", CloneParams, CloneResult, "control", "Start a clone; answers at once."),
         ("repo.status", RepoParams, Repository, "observe", "One repository."),
         ("repo.list", Empty, RepoList, "observe", "All known repositories."),
         ("repo.refresh", RepoParams, Repository, "control", "Fetch; answers when it is done."),

@@ -1,8 +1,8 @@
 """The event journal: numbered, persistent, and the queue that readers poll.
 
-Invariants: numbers rise by one without gaps; a reader sees an event only after its commit (so a number never
-means two things, whatever is killed when; a database that cannot record does not hold events back); asking for events that are no longer kept is an error, never
-a silent gap.
+Invariants: numbers rise by one without gaps; a reader sees an event only after its commit, so a number never
+means two things, whatever is killed when (a database that cannot record does not hold events back); asking
+for events that are no longer kept is an error, never a silent gap.
 """
 
 from __future__ import annotations

@@ -1,0 +1,374 @@
+"""The composition root: makes everything, nests it, and takes it down again.
+
+    database writer                 outermost: the last to go, so that all others can still record
+      clones                        children of transfers die with it
+        engine                      runs, and below them builds
+          control, signals, watchdog  innermost: the first to go; still answers while builds are being stopped
+
+Leaving a nursery means that all it holds has ended: the nesting is the order of the shutdown.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+
+from buildd import logging, systemd
+from buildd.config import Config
+from buildd.control.handlers import all_handlers
+from buildd.control.handlers.services import Services
+from buildd.control.server import Server
+from buildd.control.socket import ControlSocket
+from buildd.engine.engine import Engine
+from buildd.engine.prepare import Planner
+from buildd.errors import BuilddError, Refused
+from buildd.execute.build import BuildTools
+from buildd.execute.download import DistfileCache, FetchSettings
+from buildd.execute.environment import environment_id
+from buildd.execute.leftovers import new_instance, sweep
+from buildd.execute.sandbox import Sandbox
+from buildd.execute.sandbox.choose import choose
+from buildd.execute.sandbox.plain import warden_argv
+from buildd.execute.transport import Proxies
+from buildd.monitor.checks import machine_checks
+from buildd.process import Process, spawn
+from buildd.protocol import SOCKET_NAME, CheckResult
+from buildd.repos.clones import Clones, CloneSettings
+from buildd.store.artifacts import ArtifactStore
+from buildd.store.database import Database
+from buildd.store.journal import Journal
+from buildd.store.logs import Logs
+from buildd.store.repositories import RepositoryStore
+from buildd.store.runs import RunStore
+
+log = structlog.get_logger()
+
+_SHUTDOWN_MARGIN_S = 5.0
+"""Of daemon.shutdown_limit, kept for closing what is left when builds would not end."""
+_RELOADABLE = ("workers", "limits", "control", "cache", "repos")
+_RELOADABLE_DAEMON = ("log_level", "shutdown_grace", "shutdown_limit")
+
+
+class Stop:
+    """The wish to stop, and how patiently."""
+
+    def __init__(self) -> None:
+        self.requested = trio.Event()
+        self.drain = False
+        self.hurry = False
+
+
+class Daemon:
+    def __init__(self, load: Callable[[], Config], limit_life: Callable[[float], None]) -> None:
+        """`load` reads the configuration; `limit_life` ends the process after so many seconds, come what may."""
+        self._load = load
+        self._limit_life = limit_life
+        self._config = load()
+        self._stop = Stop()
+        self._clones: Clones | None = None
+
+    def config(self) -> Config:
+        return self._config
+
+    async def run(self) -> None:
+        """Serve until asked to stop. Raises BuilddError when it cannot start."""
+        config = self._config
+        state_dir, cache_dir = Path(config.daemon.state_dir), Path(config.daemon.cache_dir)
+        work_dir = Path(config.daemon.work_dir)
+        for directory in (state_dir, cache_dir, work_dir):
+            _make_directory(directory)
+        lock = _lock(state_dir)
+        try:
+            _raise_file_limit()
+            await sweep(state_dir, work_dir)
+            sandbox = await choose(config)
+            database = Database(state_dir / "buildd.db")
+            await trio.to_thread.run_sync(database.open)
+            async with trio.open_nursery() as storage:
+                await storage.start(database.run)
+                journal = Journal(database, config.events.keep)
+                await self._with_storage(sandbox, database, journal, state_dir, cache_dir)
+                storage.cancel_scope.cancel()
+        finally:
+            os.close(lock)
+        log.info("stopped")
+
+    async def _with_storage(
+        self, sandbox: Sandbox, database: Database, journal: Journal, state_dir: Path, cache_dir: Path
+    ) -> None:
+        config = self._config
+        clones = Clones(
+            cache_dir / "repos",
+            _clone_settings(config),
+            RepositoryStore(database),
+            lambda kind, url, data: _discard(journal.emit(kind, repository=url, data=data)),
+        )
+        self._clones = clones
+        tools = BuildTools(
+            config=self.config,
+            sandbox=sandbox,
+            spawner=spawn,
+            distfiles=DistfileCache(cache_dir / "distfiles", _fetch_settings(config)),
+            artifacts=ArtifactStore(state_dir / "artifacts"),
+            logs=Logs(state_dir / "logs"),
+            instance=new_instance(state_dir),
+        )
+        await trio.to_thread.run_sync(tools.artifacts.remove_temporaries)
+        runs = RunStore(database)
+        engine = Engine(
+            config=self.config,
+            journal=journal,
+            store=runs,
+            planner=Planner(self.config, clones, cache_dir),
+            tools=tools,
+            environment=_cached(lambda: environment_id(self._config, sandbox), lambda: self._config),
+        )
+        if database.set_aside is not None:
+            journal.emit("database_set_aside", data={"path": str(database.set_aside)})
+        warden = _start_warden(tools.instance) if sandbox.name == "plain" else None
+        try:
+            async with trio.open_nursery() as transfers:
+                await transfers.start(clones.run)
+                async with trio.open_nursery() as work:
+                    await work.start(engine.run)
+                    await self._with_engine(engine, clones, journal, database, runs, tools)
+                    work.cancel_scope.cancel()
+                transfers.cancel_scope.cancel()
+        finally:
+            if warden is not None:
+                warden.close()
+
+    async def _with_engine(
+        self,
+        engine: Engine,
+        clones: Clones,
+        journal: Journal,
+        database: Database,
+        runs: RunStore,
+        tools: BuildTools,
+    ) -> None:
+        config = self._config
+        started = time.monotonic()
+        sandbox = tools.sandbox
+
+        async def checks() -> tuple[CheckResult, ...]:
+            return await trio.to_thread.run_sync(
+                partial(machine_checks, self._config, sandbox=sandbox.name, weaker=sandbox.weaker)
+            )
+
+        services = Services(
+            config=self.config,
+            engine=engine,
+            clones=clones,
+            journal=journal,
+            database=database,
+            runs=runs,
+            artifacts=tools.artifacts,
+            logs=tools.logs,
+            started_at=started,
+            sandbox_name=sandbox.name,
+            weaker=sandbox.weaker,
+            control_counts=lambda: (control.requests, control.dropped),
+            reload=self.reload,
+            shutdown=self.stop,
+            checks=checks,
+        )
+        server = Server(all_handlers(services), lambda: self._config.control)
+        control = ControlSocket(server.answer, server.overflow)
+        everyone = config.control.observe == "everyone"
+        path = Path(config.daemon.runtime_dir) / SOCKET_NAME
+        async with trio.open_nursery() as front:
+            await front.start(
+                partial(
+                    control.serve,
+                    path,
+                    mode=0o666 if everyone else 0o660,
+                    group=config.control.group,
+                    adopted_fd=systemd.adopted_socket(),
+                )
+            )
+            await front.start(self._signals)
+            front.start_soon(_feed_watchdog, engine)
+            journal.emit("daemon_started", data={"pid": os.getpid(), "sandbox": sandbox.name})
+            log.info("ready", socket=str(path), sandbox=sandbox.name, workers=config.workers.max_concurrent_builds)
+            for weakness in sandbox.weaker:
+                log.warning("weaker than it could be", what=weakness)
+            systemd.notify("READY=1", f"STATUS=ready, builds run in {sandbox.name}")
+            await self._stop.requested.wait()
+            await self._shut_down(engine, journal)
+            front.cancel_scope.cancel()
+
+    # --- stopping -----------------------------------------------------------------------------------------
+
+    def stop(self, drain: bool = False) -> None:
+        """Ask for the shutdown; asked again, it hurries."""
+        if self._stop.requested.is_set() and not drain:
+            self._stop.hurry = True
+            self._stop.drain = False
+        elif not self._stop.requested.is_set():
+            self._stop.drain = drain
+        self._stop.requested.set()
+
+    def _grace(self) -> float:
+        return 0.0 if self._stop.hurry else float(self._config.daemon.shutdown_grace)
+
+    async def _shut_down(self, engine: Engine, journal: Journal) -> None:
+        if self._stop.drain:
+            log.info("draining")
+            systemd.notify("STATUS=waiting for running builds")
+            engine.drain("the daemon is about to stop")
+            await self._drained(engine)
+        limit = float(self._config.daemon.shutdown_limit)
+        self._limit_life(limit)
+        systemd.notify("STOPPING=1", "STATUS=stopping builds")
+        log.info("stopping", grace_s=self._grace(), limit_s=limit)
+        journal.emit("daemon_stopping")
+        with trio.move_on_after(max(1.0, limit - _SHUTDOWN_MARGIN_S)) as patience:
+            await engine.stop(self._grace)
+        if patience.cancelled_caught:
+            log.error("builds did not end in time; they are abandoned")
+
+    async def _drained(self, engine: Engine) -> None:
+        """Until no build runs, or somebody asks again."""
+        while self._stop.drain:
+            with trio.move_on_after(0.2):
+                await engine.wait_idle()
+                return
+
+    async def _signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    try:
+                        log.info("configuration", result=self.reload())
+                    except BuilddError as error:
+                        log.error("the configuration was not reloaded", error=error.message, hint=error.hint)
+                else:
+                    self.stop()
+
+    # --- reloading ----------------------------------------------------------------------------------------
+
+    def reload(self) -> str:
+        """Read the configuration again and use what can change while running. Raises InvalidInput."""
+        systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            fresh = self._load()
+        finally:
+            systemd.notify("READY=1")
+        old = self._config
+        daemon = msgspec.structs.replace(old.daemon, **{k: getattr(fresh.daemon, k) for k in _RELOADABLE_DAEMON})
+        self._config = msgspec.structs.replace(
+            old, daemon=daemon, files=fresh.files, **{section: getattr(fresh, section) for section in _RELOADABLE}
+        )
+        logging.set_up(self._config.daemon.log_level)
+        if self._clones is not None:
+            self._clones.reconfigure(_clone_settings(self._config))
+        later = [
+            name
+            for name in ("daemon", "sandbox", "fetch", "events")
+            if getattr(self._config, name) != getattr(fresh, name)
+        ]
+        if later:
+            return f"reloaded; changes in [{'], ['.join(later)}] take effect at the next start"
+        return "reloaded" if self._config != old else "reloaded; nothing has changed"
+
+
+async def _feed_watchdog(engine: Engine) -> None:
+    """Tell systemd that we live, as long as the engine answers."""
+    interval = systemd.watchdog_interval()
+    while interval is not None:
+        engine.check()
+        systemd.notify("WATCHDOG=1")
+        await trio.sleep(interval / 3)
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    except OSError as error:
+        raise Refused(
+            f"cannot make the directory {directory}: {error.strerror}", hint="see daemon.*_dir in buildd.conf(5)"
+        ) from None
+
+
+def _lock(state_dir: Path) -> int:
+    """Hold the state directory for this process alone. Raises Refused when another daemon has it."""
+    handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Refused(
+            f"another buildd uses the state directory {state_dir}",
+            hint="stop it, or give this one another daemon.state_dir",
+        ) from None
+    return handle
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _start_warden(instance: str) -> Process:
+    """The warden's life line is a pipe that only this process holds open."""
+    reader, writer = os.pipe()
+    try:
+        return spawn(warden_argv(instance), env={}, stdin=reader, stderr=sys.stderr.fileno())
+    finally:
+        os.close(reader)
+        del writer  # stays open for as long as this process lives: its end is the signal
+
+
+def _clone_settings(config: Config) -> CloneSettings:
+    return CloneSettings(
+        schemes=config.repos.schemes,
+        max_concurrent=config.workers.max_concurrent_clones,
+        idle_timeout_s=config.repos.idle_timeout,
+        total_timeout_s=config.repos.total_timeout,
+        transport=config.repos.transport,
+        tokens=config.repos.token_files,
+        ssh_key=config.repos.ssh_key or None,
+    )
+
+
+def _fetch_settings(config: Config) -> FetchSettings:
+    return FetchSettings(
+        schemes=config.fetch.schemes,
+        mirrors=config.fetch.mirrors,
+        idle_timeout=config.fetch.idle_timeout,
+        total_timeout=config.fetch.timeout,
+        max_bytes=config.fetch.max_bytes,
+        proxies=Proxies.from_environment(os.environ),
+    )
+
+
+def _cached(make: Callable[[], str], version: Callable[[], object]) -> Callable[[], str]:
+    """`make`'s result, made again when `version` gives another object."""
+    kept: list[tuple[object, str]] = []
+
+    def get() -> str:
+        present = version()
+        if not kept or kept[0][0] is not present:
+            kept[:] = [(present, make())]
+        return kept[0][1]
+
+    return get
+
+
+def _discard(_: object) -> None:
+    """For callbacks whose result nobody waits for."""

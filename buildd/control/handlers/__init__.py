@@ -1,0 +1,47 @@
+"""One function per method: parameters and peer in, answer out. `all_handlers` is the exhaustive dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from buildd.control.handlers import artifact, build, daemon, events, repo, run
+from buildd.control.handlers.services import Services
+from buildd.control.socket import Peer
+
+_METHODS: dict[str, Callable[..., Awaitable[Any]]] = {
+    "daemon.status": daemon.status,
+    "daemon.doctor": daemon.doctor,
+    "daemon.drain": daemon.drain,
+    "daemon.resume": daemon.resume,
+    "daemon.reload": daemon.reload,
+    "daemon.shutdown": daemon.shutdown,
+    "repo.clone": repo.clone,
+    "repo.status": repo.status,
+    "repo.list": repo.list_all,
+    "repo.refresh": repo.refresh,
+    "repo.cancel": repo.cancel,
+    "repo.delete": repo.delete,
+    "repo.branches": repo.branches,
+    "run.start": run.start,
+    "run.plan": run.plan,
+    "run.status": run.status,
+    "run.list": run.list_recent,
+    "run.wait": run.wait,
+    "run.cancel": run.cancel,
+    "build.show": build.show,
+    "build.list": build.list_builds,
+    "build.log": build.read_log,
+    "object.show": run.show_object,
+    "events.poll": events.poll,
+    "artifact.list": artifact.list_artifacts,
+    "artifact.show": artifact.show,
+    "artifact.export": artifact.export,
+    "artifact.read": artifact.read,
+}
+
+
+def all_handlers(services: Services) -> dict[str, Callable[[Any, Peer], Awaitable[Any]]]:
+    """Every method's handler, bound to what it works on."""
+    return {name: partial(function, services) for name, function in _METHODS.items()}

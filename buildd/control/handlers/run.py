@@ -1,0 +1,110 @@
+"""run.* and object.show: accepting, watching and cancelling runs."""
+
+from __future__ import annotations
+
+import msgspec
+import trio
+
+from buildd.control.handlers.services import Services
+from buildd.control.rights import user_name
+from buildd.control.socket import Peer
+from buildd.engine.views import run_view, selected
+from buildd.errors import NotFound, Refused
+from buildd.protocol import (
+    MAX_POLL_S,
+    CancelParams,
+    Ok,
+    PlannedPackage,
+    PlanParams,
+    PlanResult,
+    RunList,
+    RunListParams,
+    RunStatusParams,
+    RunView,
+    ShowParams,
+    ShowResult,
+    StartParams,
+    StartResult,
+    WaitParams,
+    WaitResult,
+)
+
+
+async def start(services: Services, params: StartParams, peer: Peer) -> StartResult:
+    record = await services.engine.start(params, user_name(peer.uid))
+    return StartResult(id=record.id, number=record.number)
+
+
+async def plan(services: Services, params: PlanParams, peer: Peer) -> PlanResult:
+    plan, wave = await services.engine.plan(params.targets, refresh=params.refresh)
+    return PlanResult(
+        packages=tuple(
+            PlannedPackage(
+                name=p.name,
+                version=p.version,
+                repository=p.repository,
+                path=p.path,
+                tree=p.tree,
+                depends=p.depends,
+                wave=wave[p.name],
+                ignore=p.ignore,
+            )
+            for p in plan.packages
+        ),
+        waves=max(wave.values(), default=0),
+    )
+
+
+async def view(services: Services, text: str, *, packages: bool = True, live: bool = False) -> RunView:
+    """The run that `text` names, whether it has ended or not. Raises NotFound or InvalidInput."""
+    run = services.engine.find(text)
+    if run is not None:
+        return services.engine.view(run, packages=packages, live=live)
+    record, recorded = await services.runs.find_run(text)
+    run = services.engine.find(record.id)
+    if run is not None:  # `latest` and prefixes may name an unfinished run that the engine knows better
+        return services.engine.view(run, packages=packages, live=live)
+    return run_view(record, packages=recorded if packages else ())
+
+
+async def status(services: Services, params: RunStatusParams, peer: Peer) -> RunView:
+    shown = await view(services, params.run, packages=params.packages, live=params.live)
+    return msgspec.structs.replace(shown, packages=tuple(selected(shown.packages, params.states)))
+
+
+async def list_recent(services: Services, params: RunListParams, peer: Peer) -> RunList:
+    found = []
+    for record in await services.runs.runs(max(1, min(params.limit, 1000)), active=params.active):
+        run = services.engine.find(record.id)
+        found.append(services.engine.view(run, packages=False) if run is not None else run_view(record))
+    return RunList(runs=tuple(found))
+
+
+async def wait(services: Services, params: WaitParams, peer: Peer) -> WaitResult:
+    run = services.engine.find(params.run)
+    if run is None:
+        return WaitResult(finished=True, run=await view(services, params.run))
+    with trio.move_on_after(max(0.0, min(params.timeout, MAX_POLL_S))):
+        await run.finished.wait()
+    return WaitResult(finished=run.finished.is_set(), run=await view(services, run.id))
+
+
+async def cancel(services: Services, params: CancelParams, peer: Peer) -> Ok:
+    run = services.engine.find(params.run)
+    if run is None:
+        record, _ = await services.runs.find_run(params.run)
+        raise Refused(f"run {record.number} has already ended", hint=f"`buildctl show {record.number}` tells how")
+    return Ok(message=services.engine.cancel(run, params.package, user_name(peer.uid)))
+
+
+async def show_object(services: Services, params: ShowParams, peer: Peer) -> ShowResult:
+    try:
+        return ShowResult(run=await view(services, params.id))
+    except NotFound:
+        pass
+    try:
+        return ShowResult(build=await services.runs.find_build(params.id))
+    except NotFound:
+        raise NotFound(
+            f"there is no run and no build {params.id!r}", hint="`buildctl list` and `buildctl history` show them"
+        ) from None

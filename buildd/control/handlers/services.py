@@ -1,0 +1,46 @@
+"""What handlers work on: made once by the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
+
+from buildd.config import Config
+from buildd.engine.engine import Engine
+from buildd.protocol import CheckResult
+from buildd.repos.clones import Clones
+from buildd.store.artifacts import ArtifactStore
+from buildd.store.database import Database
+from buildd.store.journal import Journal
+from buildd.store.logs import Logs
+from buildd.store.runs import RunStore
+
+
+class ControlStatistics(Struct):
+    """Counts of the control socket, kept up to date by it."""
+
+    requests: int = 0
+    dropped: int = 0
+
+
+class Services(Struct, frozen=True, kw_only=True):
+    config: Callable[[], Config]
+    engine: Engine
+    clones: Clones
+    journal: Journal
+    database: Database
+    runs: RunStore
+    artifacts: ArtifactStore
+    logs: Logs
+    started_at: float
+    """On time.monotonic()'s clock."""
+    sandbox_name: str
+    weaker: tuple[str, ...]
+    control_counts: Callable[[], tuple[int, int]]
+    """Requests and drops of the control socket."""
+    reload: Callable[[], str]
+    """Read the configuration again; says what changed."""
+    shutdown: Callable[[bool], None]
+    """Stop the daemon; True lets running builds finish first."""
+    checks: Callable[[], Awaitable[tuple[CheckResult, ...]]]

@@ -1,0 +1,1 @@
+"""The owner of all runs: accepts them, prepares them, decides what is built when, records and reports."""

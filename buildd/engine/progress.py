@@ -1,0 +1,156 @@
+"""The packages of one run and their states: what may start, what is blocked, and counts that always add up.
+
+No I/O and no clock; the engine calls it and acts on the answers.
+
+Invariants: a package is `running` only when everything it depends on succeeded or was skipped; the counts by
+state always sum to the number of packages (B6); a final state is never left.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from buildd.model import Package, PackageState, Stats
+from buildd.planner.keys import KeyParts
+
+FINAL: frozenset[PackageState] = frozenset(("success", "failed", "skipped", "blocked", "ignored", "cancelled"))
+_DONE: frozenset[PackageState] = frozenset(("success", "skipped"))
+_LEGAL: dict[PackageState, frozenset[PackageState]] = {
+    "queued": frozenset(("running", "skipped", "blocked", "ignored", "cancelled", "failed", "success")),
+    "running": frozenset(("success", "failed", "cancelled", "queued")),
+}
+
+
+class PackageRun:
+    """One package in one run."""
+
+    __slots__ = (
+        "artifact",
+        "build_id",
+        "closure",
+        "depends",
+        "duration_s",
+        "key",
+        "log_bytes",
+        "message",
+        "output_id",
+        "package",
+        "parts",
+        "phase",
+        "reason",
+        "started_at",
+        "state",
+        "urgency",
+        "waiting",
+        "wave",
+    )
+
+    def __init__(self, package: Package, depends: Sequence[str], wave: int, urgency: float) -> None:
+        self.package = package
+        self.depends = depends
+        self.wave = wave
+        self.urgency = urgency
+        self.waiting = len(depends)
+        """Dependencies that are not done."""
+        self.state: PackageState = "queued"
+        self.reason: str | None = None
+        self.message: str | None = None
+        self.phase: str | None = None
+        self.started_at: float | None = None
+        self.duration_s: float | None = None
+        self.build_id: str | None = None
+        self.output_id: str | None = None
+        self.closure: dict[str, str] = {}
+        """Name to output id of everything it depends on; known once it is ready."""
+        self.key = ""
+        self.parts: KeyParts | None = None
+        """What `key` was made from; both are known once it is ready."""
+        self.artifact: str | None = None
+        self.log_bytes = 0
+
+
+class Progress:
+    def __init__(self, packages: Iterable[PackageRun]) -> None:
+        """`packages` in topological order; every dependency is among them."""
+        self.packages: dict[str, PackageRun] = {p.package.name: p for p in packages}
+        self._dependents: dict[str, list[str]] = {name: [] for name in self.packages}
+        for name, package in self.packages.items():
+            for dependency in package.depends:
+                self._dependents[dependency].append(name)
+        self._counts: Counter[PackageState] = Counter({"queued": len(self.packages)})
+        self._unfinished = Counter(p.wave for p in self.packages.values())
+        self.waves = max(self._unfinished, default=0)
+
+    def ready(self) -> list[str]:
+        """Queued packages with all dependencies done."""
+        return [name for name, p in self.packages.items() if p.state == "queued" and p.waiting == 0]
+
+    @property
+    def wave(self) -> int:
+        """Lowest wave with an unfinished package; the last one when all are finished."""
+        return min((w for w, count in self._unfinished.items() if count > 0), default=self.waves)
+
+    @property
+    def finished(self) -> bool:
+        return self._counts["queued"] == 0 and self._counts["running"] == 0
+
+    def in_state(self, *states: PackageState) -> list[PackageRun]:
+        return [p for p in self.packages.values() if p.state in states]
+
+    def move(
+        self, name: str, state: PackageState, *, reason: str | None = None, message: str | None = None
+    ) -> tuple[list[str], list[str]]:
+        """Change a package's state: (packages that became ready, packages that became blocked).
+
+        Raises AssertionError for an illegal change.
+        """
+        package = self.packages[name]
+        self._set(package, state, reason, message)
+        if state in _DONE:
+            return self._release(name), []
+        if state in FINAL:
+            return [], self._block(name)
+        return [], []
+
+    def stats(self) -> Stats:
+        counts: Mapping[PackageState, int] = self._counts
+        stats = Stats(total=len(self.packages), **{state: count for state, count in counts.items() if count})
+        if sum(counts.values()) != stats.total:
+            raise AssertionError(f"the counts {dict(counts)} do not add up to {stats.total}")
+        return stats
+
+    def _set(self, package: PackageRun, state: PackageState, reason: str | None, message: str | None) -> None:
+        if state not in _LEGAL.get(package.state, ()):
+            raise AssertionError(f"package {package.package.name} cannot go from {package.state} to {state}")
+        if state == "running" and package.waiting:
+            raise AssertionError(f"package {package.package.name} started before its dependencies were done")
+        self._counts[package.state] -= 1
+        self._counts[state] += 1
+        package.state, package.reason, package.message = state, reason, message
+        if state in FINAL:
+            self._unfinished[package.wave] -= 1
+
+    def _release(self, name: str) -> list[str]:
+        ready = []
+        for dependent in self._dependents[name]:
+            package = self.packages[dependent]
+            package.waiting -= 1
+            if package.waiting == 0 and package.state == "queued":
+                ready.append(dependent)
+        return ready
+
+    def _block(self, name: str) -> list[str]:
+        """Block everything that waits for `name`, directly or not."""
+        blocked: list[str] = []
+        stack = [name]
+        while stack:
+            cause = stack.pop()
+            for dependent in self._dependents[cause]:
+                package = self.packages[dependent]
+                if package.state == "queued":
+                    state = self.packages[name].state
+                    self._set(package, "blocked", "dependency", f"it needs {name}, which is {state}")
+                    blocked.append(dependent)
+                    stack.append(dependent)
+        return blocked

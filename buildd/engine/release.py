@@ -1,0 +1,35 @@
+"""What a run hands out: the packed packages of the run in one directory, with their checksums."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from buildd.engine.progress import PackageRun
+from buildd.publish.tarball import tarball_name
+from buildd.store.artifacts import ArtifactStore, file_digest
+from buildd.execute.tree import remove_tree
+
+
+def collect_release(directory: Path, packages: Sequence[PackageRun], artifacts: ArtifactStore) -> int:
+    """Link every packed package of the run into `directory` and write SHA256SUMS; the number of files.
+
+    Blocks. Raises OSError. The directory is made anew as a whole and appears by one rename.
+    """
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    remove_tree(temporary)
+    temporary.mkdir(parents=True)
+    sums = []
+    for package in packages:
+        if package.output_id is None or "tar" not in package.package.formats:
+            continue
+        name = tarball_name(package.package.name, package.package.version)
+        source = artifacts.packed(package.output_id, name)
+        if source.exists():
+            os.link(source, temporary / name)
+            sums.append(f"{file_digest(source)}  {name}\n")
+    (temporary / "SHA256SUMS").write_text("".join(sorted(sums)))
+    remove_tree(directory)
+    temporary.rename(directory)
+    return len(sums)

@@ -1,0 +1,57 @@
+"""One unfinished run in memory: its record, its progress, and what it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import msgspec
+import trio
+
+from buildd.engine.progress import Progress
+from buildd.execute.build import BuildControl
+from buildd.model import Package
+from buildd.planner.states import Building, RunState, advance
+from buildd.store.runs import KnownResult, RunRecord
+
+
+class Run:
+    """Changed by the engine only, in trio's thread."""
+
+    def __init__(self, record: RunRecord, *, plan: Sequence[Package] | None = None) -> None:
+        self.record = record
+        self.plan = plan
+        """The plan of an earlier life of the daemon; None discovers and plans."""
+        self.progress: Progress | None = None
+        self.results: dict[str, KnownResult] = {}
+        """Earlier successes by key."""
+        self.attempts: Counter[str] = Counter()
+        """Builds of each package in this run so far, in earlier lives of the daemon too."""
+        self.builds: dict[str, BuildControl] = {}
+        """Running builds by package."""
+        self.held = AsyncExitStack()
+        """Clones in use."""
+        self.preparing = trio.CancelScope()
+        self.settled = trio.Event()
+        """Set when nothing is queued or running any more."""
+        self.finished = trio.Event()
+        """Set when the run has a final state, on disk."""
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    def advance(self, state: RunState) -> RunRecord:
+        """Change the run's state. Raises IllegalTransition."""
+        self.record = msgspec.structs.replace(self.record, state=advance(self.record.state, state))
+        return self.record
+
+    def enter_wave(self) -> Building | None:
+        """The new state when the wave has changed, else None."""
+        assert self.progress is not None
+        state = self.record.state
+        wave = self.progress.wave
+        if not isinstance(state, Building) or state.wave == wave:
+            return None
+        return Building(wave=wave, waves=self.progress.waves)

@@ -1,0 +1,1 @@
+"""One build: its scope, its phases in a sandbox, its output."""

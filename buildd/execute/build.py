@@ -1,0 +1,418 @@
+"""One attempt at one package: scope, source, phases, output.
+
+The builder owns nothing that outlives it but the log and, on success, the artifact with its receipt. It does
+not touch the database: the engine records what `run_build` returns.
+
+Invariant: `run_build` always returns an `Outcome` (also when cancelled through its `BuildControl`); it raises
+only for cancellation from outside and for bugs, and in every case its processes and directories are gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+from msgspec import Struct
+
+from buildd.config import Config
+from buildd.errors import BuildFailure, FailureReason
+from buildd.execute.archive import ExtractLimits, copy_file, extract
+from buildd.execute.download import DistfileCache
+from buildd.execute.patches import Patch, patch_list, patch_script
+from buildd.execute.proctree import COOKIE
+from buildd.execute.sandbox import SYSTEM_PATH, Layout, Output, Sandbox
+from buildd.execute.scope import Scope
+from buildd.execute.session import Command, Observer, SessionLimits, run_session
+from buildd.model import PHASES, BuildState, Package, PhaseRecord, Resources, Source
+from buildd.process import Spawner
+from buildd.publish.tarball import pack
+from buildd.repos.trees import GitStore
+from buildd.store.artifacts import ArtifactStore, Manifest
+from buildd.store.logs import Logs
+from buildd.execute.tree import remove_tree
+
+log = structlog.get_logger()
+
+SOURCE_DATE_EPOCH = 315_532_800
+"""1980-01-01: the earliest time that zip files can hold. One for all, so that equal sources build equal outputs."""
+
+_CLEANUP_S = 30.0
+_BUILTIN = ("fetch", "checksum", "extract")
+"""Phases in which the builder itself works on the recipe's sources, before the recipe's own commands."""
+
+
+class BuildSpec(Struct, frozen=True, kw_only=True):
+    id: str
+    package: Package
+    key: str
+    dependencies: tuple[Output, ...]
+    """The outputs of everything the package needs, directly or not."""
+    fetch_only: bool = False
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    state: BuildState
+    reason: FailureReason | None = None
+    message: str | None = None
+    exit_status: int | None = None
+    phases: tuple[PhaseRecord, ...] = ()
+    resources: Resources = Resources()
+    manifest: Manifest | None = None
+    log_bytes: int = 0
+
+
+class BuildTools(Struct, frozen=True, kw_only=True):
+    """What builds share: made once by the composition root."""
+
+    config: Callable[[], Config]
+    sandbox: Sandbox
+    spawner: Spawner
+    distfiles: DistfileCache
+    artifacts: ArtifactStore
+    logs: Logs
+    instance: str
+    """Id of this daemon process; the warden looks for it."""
+
+
+class BuildControl:
+    """The handle by which the engine stops a build."""
+
+    def __init__(self) -> None:
+        self._scope = trio.CancelScope()
+        self._why: tuple[FailureReason, str] | None = None
+        self.grace_s = 0.0
+        """Seconds between SIGTERM and SIGKILL; may be lowered until SIGKILL is sent."""
+
+    def cancel(self, reason: FailureReason, message: str, *, grace_s: float) -> None:
+        """End the build with `reason`; the first call decides."""
+        if self._why is None:
+            self._why = (reason, message)
+            self.grace_s = grace_s
+            self._scope.cancel()
+
+    @property
+    def why(self) -> tuple[FailureReason, str] | None:
+        return self._why
+
+    @property
+    def scope(self) -> trio.CancelScope:
+        return self._scope
+
+
+class PhaseBook:
+    """The phases of a build as they happen."""
+
+    def __init__(self, on_phase: Callable[[str], None]) -> None:
+        self.records: list[PhaseRecord] = []
+        self._on_phase = on_phase
+        self._begun = 0.0
+
+    def begin(self, name: str) -> None:
+        if self.records and self.records[-1].name == name and self.records[-1].exit_status is None:
+            return
+        self.records.append(PhaseRecord(name=name, started_at=time.time()))
+        self._begun = time.monotonic()
+        self._on_phase(name)
+
+    def end(self, name: str, status: int) -> None:
+        last = self.records[-1]
+        self.records[-1] = PhaseRecord(
+            name=last.name,
+            started_at=last.started_at,
+            duration_s=round(time.monotonic() - self._begun, 6),
+            exit_status=status,
+        )
+
+    def close(self) -> None:
+        """End a phase that was cut short."""
+        if self.records and self.records[-1].exit_status is None:
+            self.end(self.records[-1].name, -1)
+
+
+async def run_build(
+    spec: BuildSpec, tools: BuildTools, control: BuildControl, on_phase: Callable[[str], None]
+) -> Outcome:
+    """Build `spec`, telling `on_phase` of each phase that begins."""
+    builder = _Builder(spec, tools, control, PhaseBook(on_phase))
+    try:
+        log_file = tools.logs.open(spec.id)
+    except OSError as error:
+        return Outcome(state="failed", reason=_disk_reason(error), message=f"cannot write the log: {error}")
+    try:
+        with control.scope:
+            return await builder.run(log_file)
+        return builder.stopped(log_file)
+    finally:
+        os.close(log_file)
+
+
+class _Builder:
+    def __init__(self, spec: BuildSpec, tools: BuildTools, control: BuildControl, book: PhaseBook) -> None:
+        self._spec, self._tools, self._control, self._book = spec, tools, control, book
+        self._package = spec.package
+        self._work = Path(tools.config().daemon.work_dir) / spec.id
+        self._resources = Resources()
+        self._exit_status: int | None = None
+        self._started = time.monotonic()
+
+    async def run(self, log_file: int) -> Outcome:
+        self._say(
+            log_file, f"{self._package.name} {self._package.version}, build {self._spec.id}, key {self._spec.key}"
+        )
+        try:
+            manifest = await self._in_scope(log_file)
+        except BuildFailure as failure:
+            return self._outcome(log_file, "failed", failure.reason, failure.message)
+        except OSError as error:
+            return self._outcome(log_file, "failed", _disk_reason(error), f"{error.strerror}: {error.filename}")
+        return self._outcome(log_file, "success", None, None, manifest)
+
+    def stopped(self, log_file: int) -> Outcome:
+        """The outcome after the engine cancelled."""
+        assert self._control.why is not None
+        reason, message = self._control.why
+        return self._outcome(log_file, "cancelled", reason, message)
+
+    def _outcome(
+        self,
+        log_file: int,
+        state: BuildState,
+        reason: FailureReason | None,
+        message: str | None,
+        manifest: Manifest | None = None,
+    ) -> Outcome:
+        self._book.close()
+        took = time.monotonic() - self._started
+        why = f": {reason}: {message}" if reason else ""
+        self._say(log_file, f"{state} after {took:.1f} s{why}")
+        return Outcome(
+            state=state,
+            reason=reason,
+            message=message,
+            exit_status=self._exit_status,
+            phases=tuple(self._book.records),
+            resources=self._resources,
+            manifest=manifest,
+            log_bytes=os.fstat(log_file).st_size,
+        )
+
+    def _say(self, log_file: int, text: str) -> None:
+        try:
+            os.write(log_file, f"==> buildd: {text}\n".encode(errors="backslashreplace"))
+        except OSError as error:
+            log.warning("cannot write to the log of a build", build=self._spec.id, error=str(error))
+
+    # --- the scope ----------------------------------------------------------------------------------------
+
+    async def _in_scope(self, log_file: int) -> Manifest | None:
+        sandbox = self._tools.sandbox
+        async with Scope("build", close_within=_CLEANUP_S) as scope, AsyncExitStack() as stack:
+            scope.add(
+                "work directory", partial(trio.to_thread.run_sync, remove_tree, self._work, abandon_on_cancel=True)
+            )
+            await trio.to_thread.run_sync(self._prepare)
+            prefix = await stack.enter_async_context(sandbox.prefix(self._spec.id, self._spec.dependencies))
+            await self._phases(log_file, prefix)
+            if self._spec.fetch_only:
+                return None
+            manifest = await self._collect(log_file)
+            if "tar" in self._package.formats:
+                await self._pack(log_file, manifest)
+            return manifest
+
+    def _prepare(self) -> None:
+        self._work.mkdir()
+        for name in ("build", "dest", "home", "tmp"):
+            os.mkdir(self._work / name)
+        source = self._work / "src"
+        os.mkdir(source)
+        GitStore(Path(self._package.store)).checkout(self._package.tree, source, SOURCE_DATE_EPOCH)
+
+    async def _collect(self, log_file: int) -> Manifest:
+        """Move what is staged into the artifact store."""
+        manifest = await trio.to_thread.run_sync(
+            partial(
+                self._tools.artifacts.add,
+                self._work / "dest",
+                created_at=time.time(),
+                mtime=SOURCE_DATE_EPOCH,
+                check=trio.from_thread.check_cancelled,
+            )
+        )
+        below = self._tools.sandbox.layout(self._work).prefix.strip("/") + "/"
+        outside = [e.path for e in manifest.entries if e.kind != "dir" and not e.path.startswith(below)]
+        if outside:
+            self._say(
+                log_file,
+                f"note: {len(outside)} files are outside $PREFIX, where dependents do not see them: {outside[0]}",
+            )
+        return manifest
+
+    async def _pack(self, log_file: int, manifest: Manifest) -> None:
+        self._book.begin("package")
+        path = await trio.to_thread.run_sync(
+            partial(
+                pack,
+                self._tools.artifacts,
+                manifest.output_id,
+                self._package.name,
+                self._package.version,
+                check=trio.from_thread.check_cancelled,
+            )
+        )
+        self._say(log_file, f"packed as {path}")
+        self._book.end("package", 0)
+
+    # --- the phases ---------------------------------------------------------------------------------------
+
+    async def _phases(self, log_file: int, prefix: Path | None) -> None:
+        """The builder's own part of each phase, then the recipe's; consecutive commands share a session."""
+        pending: list[Command] = []
+        for phase in ("fetch", "checksum") if self._spec.fetch_only else PHASES:
+            if phase in _BUILTIN and self._package.sources:
+                await self._session(pending, log_file, prefix, network=False)
+                pending = []
+                await self._builtin(phase, log_file)
+            text = self._patch_text() if phase == "patch" else ""
+            text += self._package.phases.get(phase, "")
+            if not text:
+                continue
+            command = Command(phase=phase, text=text)
+            if phase == "fetch":
+                await self._session([command], log_file, prefix, network=True)
+            else:
+                pending.append(command)
+        await self._session(pending, log_file, prefix, network=False)
+
+    async def _builtin(self, phase: str, log_file: int) -> None:
+        self._book.begin(phase)
+        self._say(log_file, phase)
+        if phase == "fetch":
+            for source in self._package.sources:
+                await self._tools.distfiles.fetch(source, partial(self._say, log_file))
+        elif phase == "checksum":
+            for source in self._package.sources:
+                await self._tools.distfiles.verify(source)
+                self._say(log_file, f"{source.filename}: SHA-256 {source.sha256}")
+        else:
+            for source in self._package.sources:
+                self._say(log_file, f"extracting {source.filename} into {source.into}")
+                await trio.to_thread.run_sync(self._extract, source)
+        if phase not in self._package.phases:
+            self._book.end(phase, 0)
+
+    def _extract(self, source: Source) -> None:
+        into = self._work / "src" / source.into
+        into.mkdir(parents=True, exist_ok=True)
+        limit = self._tools.config().fetch.max_bytes
+        if not source.extract:
+            copy_file(
+                self._tools.distfiles.path(source.sha256),
+                into,
+                filename=source.filename,
+                limits=ExtractLimits(max_bytes=limit),
+                mtime=SOURCE_DATE_EPOCH,
+                check=trio.from_thread.check_cancelled,
+            )
+            return
+        extract(
+            self._tools.distfiles.path(source.sha256),
+            into,
+            filename=source.filename,
+            strip=source.strip,
+            limits=ExtractLimits(max_bytes=limit),
+            mtime=SOURCE_DATE_EPOCH,
+            check=trio.from_thread.check_cancelled,
+        )
+
+    def _patch_text(self) -> str:
+        """Shell text that applies the recipe's patches, those of each source first."""
+        root = self._work / "src"
+        patches: list[Patch] = []
+        for source in self._package.sources:
+            patches += patch_list(root, source.patches, directory=source.into)
+        patches += patch_list(root, self._package.patches)
+        return patch_script(patches)
+
+    async def _session(self, commands: Sequence[Command], log_file: int, prefix: Path | None, *, network: bool) -> None:
+        if not commands:
+            return
+        limits = self._limits()
+        if time.monotonic() > limits.deadline:
+            raise BuildFailure("timeout", f"it took longer than {limits.timeout:g} s (limits.timeout)")
+        end = await run_session(
+            commands,
+            build=self._spec.id,
+            sandbox=self._tools.sandbox,
+            spawner=self._tools.spawner,
+            work=self._work,
+            prefix=prefix,
+            network=network,
+            env=self._environment(network=network),
+            log_file=log_file,
+            limits=limits,
+            observer=Observer(self._book.begin, self._book.end),
+            grace=lambda: self._control.grace_s,
+        )
+        self._resources = Resources(
+            cpu_s=round(self._resources.cpu_s + end.exit.cpu_s, 6),
+            max_rss_bytes=max(self._resources.max_rss_bytes, end.exit.max_rss_bytes),
+        )
+        self._exit_status = end.exit_status
+        if end.failed_phase is not None:
+            how = f"exit status {end.exit_status}" if end.exit_status > 0 else f"signal {-end.exit_status}"
+            raise BuildFailure("phase_failed", f"phase {end.failed_phase} failed with {how}")
+
+    def _limits(self) -> SessionLimits:
+        """The recipe's limits, none above the configuration's."""
+        own, most = self._package.limits, self._tools.config().limits
+        timeout = min(own.timeout or most.timeout, most.timeout)
+        memory = min(own.memory or most.memory, most.memory) if most.memory else own.memory or 0
+        return SessionLimits(
+            deadline=self._started + timeout,
+            timeout=timeout,
+            silence=min(own.silence or most.silence, most.silence),
+            log=min(own.log or most.log, most.log),
+            memory=memory,
+        )
+
+    def _environment(self, *, network: bool) -> dict[str, str]:
+        """Exactly what phases see: nothing of the daemon's own environment but what `fetch.environment` names."""
+        layout: Layout = self._tools.sandbox.layout(self._work)
+        config = self._tools.config()
+        prefix = layout.prefix
+        environment = {
+            "SRCDIR": layout.src,
+            "BUILDDIR": layout.build,
+            "DESTDIR": layout.dest,
+            "PREFIX": prefix,
+            "HOME": layout.home,
+            "TMPDIR": layout.tmp,
+            "PATH": ":".join((*config.sandbox.path, f"{prefix}/bin", SYSTEM_PATH)),
+            "PKG_CONFIG_PATH": f"{prefix}/lib/pkgconfig:{prefix}/share/pkgconfig",
+            "CMAKE_PREFIX_PATH": prefix,
+            "JOBS": str(config.workers.jobs),
+            "MAKEFLAGS": f"-j{config.workers.jobs}",
+            "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH),
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+            "BUILDD_PACKAGE": self._package.name,
+            "BUILDD_VERSION": self._package.version,
+            COOKIE: self._spec.id,
+            "BUILDD_DAEMON": self._tools.instance,
+        }
+        if network:
+            environment |= {n: os.environ[n] for n in config.fetch.environment if n in os.environ}
+        return environment
+
+
+def _disk_reason(error: OSError) -> FailureReason:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return "disk_full" if error.errno in full else "sandbox_failed"

@@ -1,0 +1,72 @@
+"""Sandboxes: how the commands of a build are kept apart from the machine (R1).
+
+A back end answers two questions: where things are as the build sees them (`Layout`), and what command line
+runs a command inside (`argv`). It also knows how to end everything that a session started (`Tree`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from buildd.process import Process
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Layout(Struct, frozen=True, kw_only=True):
+    """Paths of a build as the build sees them."""
+
+    src: str
+    build: str
+    dest: str
+    home: str
+    tmp: str
+    prefix: str
+
+
+class Output(Struct, frozen=True, kw_only=True):
+    """What a dependency left behind."""
+
+    name: str
+    output_id: str
+    tree: Path
+    """Its staged tree, as `stage` left it below $DESTDIR."""
+
+
+class Tree(Protocol):
+    """The processes of one session, from the outside."""
+
+    def pids(self) -> list[int]:
+        """The processes that belong to the build itself."""
+
+    def terminate(self) -> None:
+        """SIGTERM to each of them."""
+
+    async def kill(self, *, within: float) -> list[int]:
+        """End all of them for good; the pids of those that survived `within` seconds (none, normally)."""
+
+
+class Sandbox(Protocol):
+    name: str
+    weaker: tuple[str, ...]
+    """What this back end does not protect from, in words for the administrator."""
+
+    def layout(self, work: Path) -> Layout:
+        """Where things are for a build whose directory on the host is `work`."""
+
+    def argv(self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool) -> list[str]:
+        """The command line that runs `command` inside. `prefix` is the host's directory to see at $PREFIX."""
+
+    def tree(self, process: Process, build: str) -> Tree:
+        """The processes of a session whose first process is `process`."""
+
+    def prefix(self, build: str, outputs: Sequence[Output]) -> AbstractAsyncContextManager[Path | None]:
+        """The outputs as one read-only prefix while the context lasts; None when there are none.
+
+        Raises BuildFailure when two of them have the same path.
+        """

@@ -1,0 +1,200 @@
+"""The default sandbox: bubblewrap, without privileges.
+
+The build sees the system's /usr read-only, an allow-list of /etc (never keys, shadow or the daemon's own
+files), its own directory at /build, and its dependencies at $PREFIX. It has its own user, pid, ipc, uts and
+network namespaces, uid 1000 with no capabilities, and no network outside the fetch phase. When bwrap or the
+daemon dies, the kernel kills everything in the pid namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from buildd.execute.output import compose_prefix, remove_tree
+from buildd.execute.proctree import alive, children, descendants, kill_until_gone, signal_all
+from buildd.execute.sandbox import Layout, Output
+from buildd.process import Process
+
+_ETC = (
+    "alternatives",
+    "ca-certificates",
+    "ca-certificates.conf",
+    "debian_version",
+    "fonts",
+    "host.conf",
+    "hosts",
+    "java-17-openjdk",
+    "java-21-openjdk",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "lsb-release",
+    "mime.types",
+    "nsswitch.conf",
+    "os-release",
+    "perl",
+    "protocols",
+    "python3",
+    "python3.11",
+    "python3.12",
+    "python3.13",
+    "rpc",
+    "services",
+    "sgml",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "xml",
+)
+_NETWORK_ETC = ("resolv.conf", "gai.conf")
+_ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_USERS = "root:x:0:0:root:/:/usr/sbin/nologin\nbuild:x:1000:1000:build:/build/home:/bin/sh\nnobody:x:65534:65534::/:/\n"
+_GROUPS = "root:x:0:\nbuild:x:1000:\nnogroup:x:65534:\n"
+
+LAYOUT_ROOT = "/build"
+
+
+class BwrapTree:
+    """bwrap outside, the driver as pid 1 of the namespace, and the build below it.
+
+    The kernel ends a pid namespace with its pid 1, and lets nobody reap that before all others are gone: when
+    bwrap has ended, nothing is left inside.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def pids(self) -> list[int]:
+        return descendants(self._process.pid) if self._process.poll() is None else []
+
+    def terminate(self) -> None:
+        signal_all(self.pids(), signal.SIGTERM)
+
+    async def kill(self, *, within: float) -> list[int]:
+        if self._process.poll() is not None:
+            return []
+        inside = children(self._process.pid)
+        signal_all(inside, signal.SIGKILL)
+        with trio.move_on_after(within / 2):
+            await self._process.wait()
+        if self._process.exit is None:
+            self._process.kill()
+            await self._process.wait()
+        return await kill_until_gone(lambda: [pid for pid in inside if alive(pid)], within=within / 2)
+
+
+class BwrapSandbox:
+    name = "bwrap"
+    weaker: tuple[str, ...] = ()
+
+    def __init__(self, program: str, *, prefix: str, state_dir: Path, readonly_paths: Sequence[str] = ()) -> None:
+        """`program` is the path of bwrap; `state_dir` takes the composed prefixes, beside the artifacts."""
+        self._prefix = prefix
+        self._prefixes = state_dir / "prefixes"
+        self._prefixes.mkdir(parents=True, exist_ok=True)
+        etc = state_dir / "sandbox"
+        etc.mkdir(exist_ok=True)
+        for name, text in (("passwd", _USERS), ("group", _GROUPS)):
+            (etc / name).write_text(text)
+        self._base = [
+            program,
+            "--die-with-parent",
+            "--unshare-user",
+            "--uid",
+            "1000",
+            "--gid",
+            "1000",
+            "--unshare-pid",
+            "--as-pid-1",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--hostname",
+            "buildd",
+            "--ro-bind",
+            "/usr",
+            "/usr",
+        ]
+        for name in _ROOT_LINKS:
+            path = Path("/") / name
+            if path.is_symlink():
+                self._base += ["--symlink", os.readlink(path), str(path)]
+            elif path.is_dir():
+                self._base += ["--ro-bind", str(path), str(path)]
+        self._base += ["--ro-bind", str(etc / "passwd"), "/etc/passwd", "--ro-bind", str(etc / "group"), "/etc/group"]
+        self._base += _binds(f"/etc/{name}" for name in _ETC)
+        self._base += _binds(readonly_paths)
+        self._base += [
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--symlink",
+            f"{LAYOUT_ROOT[1:]}/tmp",
+            "/tmp",
+            "--dir",
+            "/var",
+            "--symlink",
+            "../build/tmp",
+            "/var/tmp",
+        ]
+        self._network = _binds(f"/etc/{name}" for name in _NETWORK_ETC)
+
+    def layout(self, work: Path) -> Layout:
+        root = LAYOUT_ROOT
+        return Layout(
+            src=f"{root}/src",
+            build=f"{root}/build",
+            dest=f"{root}/dest",
+            home=f"{root}/home",
+            tmp=f"{root}/tmp",
+            prefix=self._prefix,
+        )
+
+    def argv(self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool) -> list[str]:
+        dependencies = ["--ro-bind", str(prefix), self._prefix] if prefix is not None else ["--dir", self._prefix]
+        return [
+            *self._base,
+            *(self._network if network else ("--unshare-net",)),
+            *dependencies,
+            "--bind",
+            str(work),
+            LAYOUT_ROOT,
+            "--remount-ro",
+            "/",
+            "--chdir",
+            f"{LAYOUT_ROOT}/src",
+            "--",
+            *command,
+        ]
+
+    def tree(self, process: Process, build: str) -> BwrapTree:
+        return BwrapTree(process)
+
+    @asynccontextmanager
+    async def prefix(self, build: str, outputs: Sequence[Output]) -> AsyncIterator[Path | None]:
+        below = self._prefix.lstrip("/")
+        trees = [(o.name, o.tree / below) for o in outputs if (o.tree / below).is_dir()]
+        if len(trees) <= 1:
+            yield trees[0][1] if trees else None
+            return
+        directory = self._prefixes / build
+        try:
+            await trio.to_thread.run_sync(compose_prefix, trees, directory)
+            yield directory
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
+                await trio.to_thread.run_sync(remove_tree, directory, abandon_on_cancel=True)
+
+
+def _binds(paths: Iterable[str]) -> list[str]:
+    """--ro-bind for each path that exists, symbolic links resolved on the outside."""
+    result: list[str] = []
+    for path in paths:
+        if os.path.exists(path):
+            result += ["--ro-bind", os.path.realpath(path), path]
+    return result

@@ -1,0 +1,175 @@
+"""The fallback: plain processes, for machines where no namespace can be made.
+
+Builds run as the daemon's own user and see the whole machine and its network; what is promised all the same
+is that they end. The daemon is their subreaper, each process carries a cookie in its environment, and a
+warden (`buildd.execute.warden`) ends them when the daemon itself is killed.
+
+Without mount namespaces $PREFIX must be one real directory for all builds: `SharedPrefix` links into it what
+the running builds depend on, and lets a build wait while another one needs something else at the same path.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from buildd.errors import BuildFailure
+from buildd.execute.output import remove_tree
+from buildd.execute.proctree import (
+    become_subreaper,
+    descendants,
+    kill_until_gone,
+    reap_adopted,
+    signal_all,
+    with_cookie,
+)
+from buildd.execute.sandbox import Layout, Output
+from buildd.process import Process
+
+
+class PlainTree:
+    def __init__(self, process: Process, build: str) -> None:
+        self._process = process
+        self._build = build
+
+    def pids(self) -> list[int]:
+        """What descends from the driver; orphans of the build only count once it is to be killed."""
+        return descendants(self._process.pid) if self._process.poll() is None else []
+
+    def terminate(self) -> None:
+        signal_all(self.pids(), signal.SIGTERM)
+
+    async def kill(self, *, within: float) -> list[int]:
+        def find() -> list[int]:
+            self._process.poll()
+            reap_adopted()
+            found = {*self.pids(), *with_cookie(lambda build: build == self._build)}
+            return sorted(found - {self._process.pid})
+
+        self._process.kill()
+        await self._process.wait()
+        return await kill_until_gone(find, within=within)
+
+
+class SharedPrefix:
+    """Hard links of the outputs that running builds use, in one directory.
+
+    Invariant: a path is there exactly while a build holds an output that has it, and all holders of a path
+    agree on the output it comes from.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._holders: dict[str, int] = {}
+        self._paths: dict[str, list[str]] = {}
+        self._owner: dict[str, Output] = {}
+        self._changed = trio.Event()
+        remove_tree(directory)
+        directory.mkdir(parents=True)
+
+    @asynccontextmanager
+    async def hold(self, outputs: Sequence[Output]) -> AsyncIterator[None]:
+        """Link `outputs` in for as long as the context lasts. Raises BuildFailure when they collide."""
+        listings = {o.output_id: _files_below(o.tree / str(self.directory).lstrip("/")) for o in outputs}
+        seen: dict[str, Output] = {}
+        for output in outputs:
+            for path in listings[output.output_id]:
+                other = seen.setdefault(path, output)
+                if other.output_id != output.output_id:
+                    raise BuildFailure(
+                        "phase_failed",
+                        f"{other.name} and {output.name} both have {path}",
+                        hint="two dependencies of one package cannot install the same file",
+                    )
+        while self._conflict(seen):
+            await self._changed.wait()
+        for output in outputs:
+            self._acquire(output, listings[output.output_id])
+        try:
+            yield
+        finally:
+            for output in outputs:
+                self._release(output.output_id)
+
+    def _conflict(self, wanted: dict[str, Output]) -> bool:
+        return any(
+            path in self._owner and self._owner[path].output_id != output.output_id for path, output in wanted.items()
+        )
+
+    def _acquire(self, output: Output, paths: list[str]) -> None:
+        count = self._holders.get(output.output_id, 0)
+        self._holders[output.output_id] = count + 1
+        if count:
+            return
+        self._paths[output.output_id] = paths
+        source = output.tree / str(self.directory).lstrip("/")
+        for path in paths:
+            self._owner[path] = output
+            target = self.directory / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(source / path, target, follow_symlinks=False)
+
+    def _release(self, output_id: str) -> None:
+        self._holders[output_id] -= 1
+        if self._holders[output_id]:
+            return
+        del self._holders[output_id]
+        for path in self._paths.pop(output_id):
+            del self._owner[path]
+            (self.directory / path).unlink(missing_ok=True)
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def _files_below(root: Path) -> list[str]:
+    """Relative paths of all files and links below a directory; empty when there is none."""
+    found: list[str] = []
+    for directory, names, files in os.walk(root):
+        links = [name for name in names if os.path.islink(os.path.join(directory, name))]
+        found.extend(os.path.relpath(os.path.join(directory, name), root) for name in (*files, *links))
+    return found
+
+
+class PlainSandbox:
+    name = "plain"
+    weaker: tuple[str, ...] = (
+        "builds are plain processes: they see the whole machine, its network and each other, "
+        "and run as the daemon's user",
+    )
+
+    def __init__(self, *, state_dir: Path) -> None:
+        become_subreaper()
+        self._prefix = SharedPrefix(state_dir / "prefix")
+
+    def layout(self, work: Path) -> Layout:
+        return Layout(
+            src=str(work / "src"),
+            build=str(work / "build"),
+            dest=str(work / "dest"),
+            home=str(work / "home"),
+            tmp=str(work / "tmp"),
+            prefix=str(self._prefix.directory),
+        )
+
+    def argv(self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool) -> list[str]:
+        # the driver needs a working directory inside `work`, and Popen's cwd is the daemon's business
+        return ["/usr/bin/env", "-C", str(work / "src"), *command]
+
+    def tree(self, process: Process, build: str) -> PlainTree:
+        return PlainTree(process, build)
+
+    @asynccontextmanager
+    async def prefix(self, build: str, outputs: Sequence[Output]) -> AsyncIterator[Path | None]:
+        async with self._prefix.hold(outputs):
+            yield self._prefix.directory
+
+
+def warden_argv(instance: str) -> list[str]:
+    """Command line of the process that ends the builds of a daemon that was killed; stdin is its life line."""
+    return [sys.executable, "-I", "-S", str(Path(__file__).parent.parent / "warden.py"), instance]

@@ -1,0 +1,1 @@
+"""Publishing: packed forms of what was built."""

@@ -1,0 +1,1 @@
+"""Recipes: what providers find in a revision, as `Package`s."""

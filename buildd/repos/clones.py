@@ -1,0 +1,546 @@
+"""The owner of all clones: who wants which repository, what is running, what is on disk.
+
+Everything here happens in the trio thread, one step at a time; nobody else writes to the cache directory or to
+the records of repositories. There is at most one job (clone or fetch) per repository, and all who want that
+repository wait for it. A job that somebody asked for by `request` runs until it ends; one that exists only
+because of `ensure` ends with its last waiter.
+
+Local paths (scheme `file`) are used in place: they have a record and can be listed, but never a job.
+
+At start, records that say `cloning` become `failed` ("interrupted"), records of vanished clones too. A clone
+without a record, as after a lost database, is adopted when it says which URL it was made from and lies where
+that URL belongs; otherwise it is removed, for nothing could ever find it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import structlog
+import trio
+from msgspec import Struct
+
+from buildd.errors import InvalidInput, NotFound, Refused
+from buildd.model import CloneProgress, CloneStatus, Repository
+from buildd.process import Spawner, spawn
+from buildd.repos import local, trees
+from buildd.repos.cachedir import CacheDir, remove, sweep, tree_bytes
+from buildd.repos.catalog import Catalog
+from buildd.repos.records import RepositoryRecords
+from buildd.repos.secrets import credentials_for
+from buildd.repos.transfer import CloneFailed, transfer
+from buildd.repos.url import SCHEMES, Credentials, RepoUrl, parse_url
+from buildd.repos.wire import Done, Operation, Progress, Request, Stage, Transport
+
+__all__ = ["ActiveClone", "CloneAnswer", "CloneFailed", "CloneSettings", "Clones", "RepositoryStatus"]
+
+log = structlog.get_logger(__name__)
+
+Emit = Callable[[str, str, dict[str, object]], None]
+"""`emit(kind, url, data)` publishes one event."""
+
+_EVENT_INTERVAL = 1.0
+"""Seconds between two `clone_progress` events of one job: the journal keeps them all."""
+_CLEANUP_LIMIT = 20.0
+"""Seconds that removing a tree may hold up what waits for it; what is left goes at the next start."""
+
+
+class CloneSettings(Struct, frozen=True, kw_only=True):
+    """How to clone. Times in seconds; `tokens` maps a host (`host` or `host:port`) to a file with its token."""
+
+    schemes: tuple[str, ...] = ("https", "ssh", "git", "file")
+    max_concurrent: int = 4
+    idle_timeout_s: float = 60.0
+    total_timeout_s: float = 7200.0
+    connect_timeout_s: float = 30.0
+    transport: Transport = "auto"
+    """`auto`: the git program when there is one, else libgit2."""
+    tokens: dict[str, str] = msgspec.field(default_factory=dict)
+    ssh_key: str | None = None
+    known_hosts: str | None = None
+
+
+class CloneAnswer(Struct, frozen=True, kw_only=True):
+    """What a request for a repository comes to, at once."""
+
+    status: Literal["accepted", "cloning", "cloned", "failed"]
+    path: str
+    message: str
+
+
+class ActiveClone(Struct, frozen=True, kw_only=True):
+    """A job that waits for a slot or runs. `stage` is None while it waits."""
+
+    url: str
+    operation: Operation
+    stage: Stage | None
+    started_at: float
+    waiters: int
+    progress: CloneProgress
+
+
+class RepositoryStatus(Struct, frozen=True, kw_only=True):
+    repository: Repository
+    users: int
+    """How many builds, maps … use the clone just now."""
+    active: ActiveClone | None
+
+
+class _Job:
+    """A clone or fetch on its way. `error` is set before `done`, once."""
+
+    def __init__(self, url: RepoUrl, operation: Operation, credentials: Credentials | None, now: float) -> None:
+        self.url = url
+        self.operation: Operation = operation
+        self.credentials = credentials
+        self.started_at = now
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.error: CloneFailed | None = None
+        self.why_cancelled = ""
+        self.waiters = 0
+        self.detached = False
+        self.running = False
+        self.progress = Progress(stage="connecting")
+        self.next_event = -math.inf
+
+    def cancel(self, why: str) -> None:
+        self.why_cancelled = self.why_cancelled or why
+        self.scope.cancel()
+
+    def active(self) -> ActiveClone:
+        progress = self.progress
+        return ActiveClone(
+            url=self.url.normalized,
+            operation=self.operation,
+            stage=progress.stage if self.running else None,
+            started_at=self.started_at,
+            waiters=self.waiters,
+            progress=CloneProgress(
+                received_objects=progress.received_objects,
+                total_objects=progress.total_objects,
+                indexed_objects=progress.indexed_objects,
+                received_bytes=progress.received_bytes,
+            ),
+        )
+
+
+class Clones:
+    """All repositories. `run` must be started before anything is asked of it."""
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        settings: CloneSettings,
+        records: RepositoryRecords,
+        emit: Emit,
+        *,
+        spawner: Spawner = spawn,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._cache = CacheDir(cache_dir)
+        self._settings = settings
+        self._catalog = Catalog(records, clock)
+        self._emit = emit
+        self._spawner = spawner
+        self._clock = clock
+        self._jobs: dict[str, _Job] = {}
+        self._users: dict[str, int] = {}
+        self._remembered: dict[str, Credentials] = {}
+        self._slots = trio.CapacityLimiter(settings.max_concurrent)
+        self._nursery: trio.Nursery | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the jobs until cancelled; then kill their workers and leave nothing of them behind."""
+        await self._recover()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+
+    def reconfigure(self, settings: CloneSettings) -> None:
+        """Take new settings for the jobs that start from now on."""
+        self._settings = settings
+        self._slots.total_tokens = settings.max_concurrent
+
+    async def _recover(self) -> None:
+        self._catalog.load()
+        leftovers = await trio.to_thread.run_sync(self._cache.prepare)
+        on_disk = dict(await trio.to_thread.run_sync(lambda: list(self._cache.clones())))
+        if leftovers:
+            log.info("removed interrupted clones", count=leftovers)
+        for repository in self._catalog.all():
+            state = repository.clone_status.status
+            present = Path(repository.path) in on_disk
+            if state == "cloning":
+                self._catalog.fail(repository.url, "interrupted: the daemon ended while cloning")
+            elif state == "cloned" and not present and not repository.url.startswith("file://"):
+                self._catalog.fail(repository.url, "the clone has vanished from the cache directory")
+        kept = {r.path for r in self._catalog.all() if r.clone_status.status == "cloned"}
+        for path, origin in on_disk.items():
+            if str(path) in kept or await self._adopt(path, origin):
+                await trio.to_thread.run_sync(sweep, path)
+            else:
+                log.warning("removing a clone that belongs to no repository", path=str(path))
+                await trio.to_thread.run_sync(remove, self._cache.set_aside(path))
+
+    async def _adopt(self, path: Path, origin: str) -> bool:
+        try:
+            url = parse_url(origin, SCHEMES)
+        except InvalidInput:
+            return False
+        if url.directory != path.name:
+            return False
+        size = await trio.to_thread.run_sync(tree_bytes, path)
+        now = self._clock()
+        status = CloneStatus(status="cloned", started_at=now, completed_at=now)
+        self._catalog.save(msgspec.structs.replace(self._blank(url), clone_status=status, bytes=size))
+        log.info("adopted a clone that had no record", url=url.normalized, path=str(path))
+        return True
+
+    # --- questions ----------------------------------------------------------------------------------------
+
+    def list(self) -> Sequence[Repository]:
+        """Every known repository, by name."""
+        return self._catalog.all()
+
+    def find(self, text: str) -> Repository:
+        """The repository that a URL or name means. Raises NotFound, or InvalidInput naming the candidates."""
+        return self._catalog.find(text, SCHEMES)
+
+    def status(self, text: str) -> RepositoryStatus:
+        """All about one repository. Raises like `find`."""
+        repository = self.find(text)
+        job = self._jobs.get(repository.url)
+        return RepositoryStatus(
+            repository=repository,
+            users=self._users.get(repository.url, 0),
+            active=job.active() if job is not None else None,
+        )
+
+    def active(self) -> Sequence[ActiveClone]:
+        """The jobs that wait or run, oldest first."""
+        return [job.active() for job in self._jobs.values()]
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a slot."""
+        return sum(not job.running for job in self._jobs.values())
+
+    def in_use(self, url: str) -> bool:
+        """True when `url` (normalised) must stay: somebody uses it or a job works on it."""
+        return bool(self._users.get(url)) or url in self._jobs
+
+    async def branches(self, text: str) -> Sequence[trees.Branch]:
+        """The branches of a cloned repository. Raises NotFound, InvalidInput, or Refused when not cloned."""
+        repository = self.find(text)
+        with self.use(repository.url):
+            return await trio.to_thread.run_sync(trees.list_branches, Path(repository.path))
+
+    # --- commands -----------------------------------------------------------------------------------------
+
+    def request(self, url_text: str, *, again: bool = False) -> CloneAnswer:
+        """Answer at once what there is of a repository; start a clone when it is unknown.
+
+        One whose clone failed gives the reason, and is cloned again when `again` says so. Raises InvalidInput,
+        NotFound (local path), Refused (not running).
+        """
+        url = parse_url(url_text, self._settings.schemes)
+        nursery = self._running()
+        if url.scheme == "file":
+            repository = self._use_in_place(url)
+            return CloneAnswer(status="cloned", path=repository.path, message="local: used in place, not copied")
+        job = self._jobs.get(url.normalized)
+        repository = self._catalog.get(url.normalized) or self._blank(url)
+        if job is not None and not job.scope.cancel_called:
+            job.detached = True
+            if job.operation == "fetch":
+                return CloneAnswer(status="cloned", path=repository.path, message="cloned; being refreshed")
+            return CloneAnswer(status="cloning", path=repository.path, message=_describe(job))
+        status = repository.clone_status
+        if status.status == "cloned":
+            repository = self._catalog.touch(url.normalized)
+            return CloneAnswer(status="cloned", path=repository.path, message="already cloned")
+        if status.status == "failed" and not again:
+            message = f"the last clone failed: {status.error}; ask again with `again` to retry"
+            return CloneAnswer(status="failed", path=repository.path, message=message)
+        if job is not None:
+            nursery.start_soon(self._request_after, job, url)
+        else:
+            self._start(url, "clone").detached = True
+        return CloneAnswer(status="accepted", path=repository.path, message=f"cloning {url.normalized}")
+
+    async def ensure(self, url_text: str, *, refresh: bool = False) -> Repository:
+        """The repository, cloned; with `refresh`, as it was on the server at this call or later.
+
+        Raises CloneFailed with the reason, InvalidInput, NotFound (local path), Refused (not running).
+        """
+        url = parse_url(url_text, self._settings.schemes)
+        self._running()
+        if url.scheme == "file":
+            await trio.lowlevel.checkpoint()
+            return self._use_in_place(url)
+        while True:
+            job = self._jobs.get(url.normalized)
+            if job is not None and job.scope.cancel_called:
+                await job.done.wait()
+                continue
+            repository = self._catalog.get(url.normalized)
+            cloned = repository is not None and repository.clone_status.status == "cloned"
+            if job is None and cloned and not refresh:
+                await trio.lowlevel.checkpoint()
+                return self._catalog.touch(url.normalized)
+            if job is not None and job.operation == "fetch" and not refresh:
+                await trio.lowlevel.checkpoint()
+                return self._catalog.touch(url.normalized)
+            if job is None:
+                job = self._start(url, "fetch" if cloned else "clone")
+            # A job that already runs may have asked the server before what this caller wants was pushed.
+            early = job.running
+            await self._wait_for(job)
+            refresh = refresh and early
+            if not refresh:
+                repository = self._catalog.get(url.normalized)
+                if repository is not None:
+                    return self._catalog.touch(url.normalized)
+
+    def cancel(self, text: str) -> None:
+        """Stop the clone or fetch of a repository. Raises NotFound when there is none."""
+        repository = self.find(text)
+        job = self._jobs.get(repository.url)
+        if job is None or job.scope.cancel_called:
+            raise NotFound(f"nothing is being cloned or fetched for {repository.url}")
+        job.cancel("cancelled")
+
+    async def delete(self, text: str) -> None:
+        """Forget a repository and remove its clone. Raises Refused while it is used or being cloned."""
+        repository = self.find(text)
+        url = repository.url
+        if url in self._jobs:
+            raise Refused(f"{url} is being cloned or refreshed", hint="Cancel that first.")
+        if self._users.get(url):
+            raise Refused(f"{url} is in use by {self._users[url]} task(s)", hint="Wait for them, or cancel them.")
+        path = Path(repository.path)
+        aside = None
+        if not url.startswith("file://"):
+            with contextlib.suppress(FileNotFoundError):
+                aside = self._cache.set_aside(path)
+        self._catalog.remove(url)
+        self._remembered.pop(url, None)
+        self._emit("repo_deleted", url, {"path": str(path), "bytes": repository.bytes})
+        if aside is not None:
+            await self._remove(aside)
+
+    @contextlib.contextmanager
+    def use(self, text: str) -> Iterator[Repository]:
+        """Hold a cloned repository: it is not deleted meanwhile. Raises NotFound, InvalidInput, Refused."""
+        repository = self.find(text)
+        url = repository.url
+        if repository.clone_status.status != "cloned":
+            raise Refused(
+                f"{url} is not cloned ({repository.clone_status.status})", hint="Clone it, or wait until it is."
+            )
+        self._users[url] = self._users.get(url, 0) + 1
+        try:
+            yield self._catalog.touch(url)
+        finally:
+            self._users[url] -= 1
+            if not self._users[url]:
+                del self._users[url]
+
+    # --- jobs ---------------------------------------------------------------------------------------------
+
+    def _running(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise Refused("repositories are not available: the daemon is starting or ending")
+        return self._nursery
+
+    def _blank(self, url: RepoUrl) -> Repository:
+        return Repository(
+            url=url.normalized,
+            name=url.name,
+            path=url.fetch_url if url.scheme == "file" else str(self._cache.root / url.directory),
+            last_access=self._clock(),
+        )
+
+    def _use_in_place(self, url: RepoUrl) -> Repository:
+        local.check_directory(Path(url.fetch_url))
+        if self._catalog.get(url.normalized) is None:
+            now = self._clock()
+            status = CloneStatus(status="cloned", started_at=now, completed_at=now)
+            self._catalog.save(msgspec.structs.replace(self._blank(url), clone_status=status))
+        return self._catalog.touch(url.normalized)
+
+    def _start(self, url: RepoUrl, operation: Operation) -> _Job:
+        """Register and start a job. The caller made sure that there is none."""
+        nursery = self._running()
+        assert url.normalized not in self._jobs
+        if url.credentials is not None:
+            self._remembered[url.normalized] = url.credentials
+        job = _Job(url, operation, self._remembered.get(url.normalized), self._clock())
+        self._jobs[url.normalized] = job
+        if operation == "clone":
+            repository = self._catalog.get(url.normalized) or self._blank(url)
+            status = CloneStatus(status="cloning", started_at=job.started_at)
+            self._catalog.save(msgspec.structs.replace(repository, last_access=job.started_at, clone_status=status))
+        nursery.start_soon(self._work, job, name=f"{operation} {url.normalized}")
+        return job
+
+    async def _request_after(self, old: _Job, url: RepoUrl) -> None:
+        """Start a detached clone as soon as a cancelled one has cleaned up."""
+        await old.done.wait()
+        job = self._jobs.get(url.normalized) or self._start(url, "clone")
+        job.detached = True
+
+    async def _wait_for(self, job: _Job) -> None:
+        job.waiters += 1
+        try:
+            await job.done.wait()
+        finally:
+            job.waiters -= 1
+            if not job.waiters and not job.detached and not job.done.is_set():
+                job.cancel("cancelled: nobody waits for it any more")
+        if job.error is not None:
+            # Each waiter gets an exception of its own: tracebacks must not grow into each other.
+            raise CloneFailed(job.error.kind, job.error.message, hint=job.error.hint)
+
+    async def _work(self, job: _Job) -> None:
+        error: CloneFailed | None = CloneFailed("interrupted", "interrupted: the daemon is ending")
+        try:
+            with job.scope:
+                async with self._slots:
+                    job.running = True
+                    error = await self._attempt(job)
+            if job.scope.cancelled_caught:
+                error = CloneFailed("interrupted", job.why_cancelled)
+        finally:
+            self._finish(job, error)
+
+    async def _attempt(self, job: _Job) -> CloneFailed | None:
+        url = job.url.normalized
+        self._emit("clone_started", url, {"operation": job.operation})
+        try:
+            await (self._clone(job) if job.operation == "clone" else self._fetch(job))
+        except CloneFailed as error:
+            return error
+        except OSError as error:
+            return CloneFailed("other", f"cannot keep the clone of {url}: {error}")
+        return None
+
+    def _finish(self, job: _Job, error: CloneFailed | None) -> None:
+        url = job.url.normalized
+        del self._jobs[url]
+        job.error = error
+        if error is not None:
+            if job.operation == "clone":
+                self._catalog.fail(url, error.message)
+            data = {"operation": job.operation, "reason": error.kind, "error": error.message}
+            self._emit("clone_failed", url, dict(data))
+            log.warning("clone failed", url=url, **data)
+        job.done.set()
+
+    async def _clone(self, job: _Job) -> None:
+        incoming = self._cache.incoming()
+        try:
+            done = await self._transfer(job, incoming)
+            with trio.CancelScope(shield=True):  # one rename: afterwards the clone is there, and recorded
+                await trio.to_thread.run_sync(self._cache.put_in_place, incoming, job.url.directory)
+                self._record(job, done.bytes)
+        except BaseException:
+            await self._remove(incoming)
+            raise
+        self._emit("clone_completed", job.url.normalized, self._summary(job, done.bytes, changed=True))
+
+    async def _fetch(self, job: _Job) -> None:
+        url = job.url.normalized
+        repository = self._catalog.get(url)
+        assert repository is not None
+        path = Path(repository.path)
+        try:
+            done = await self._transfer(job, path)
+        except BaseException:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT):
+                await trio.to_thread.run_sync(sweep, path)
+            raise
+        self._record(job, done.bytes)
+        self._emit("repo_refreshed", url, self._summary(job, done.bytes, changed=done.changed))
+
+    def _record(self, job: _Job, size: int) -> None:
+        repository = self._catalog.get(job.url.normalized)
+        assert repository is not None
+        now = self._clock()
+        status = repository.clone_status
+        if job.operation == "clone":
+            status = CloneStatus(status="cloned", started_at=job.started_at, completed_at=now)
+        self._catalog.save(msgspec.structs.replace(repository, clone_status=status, bytes=size, fetched_at=now))
+
+    def _summary(self, job: _Job, size: int, *, changed: bool) -> dict[str, object]:
+        repository = self._catalog.get(job.url.normalized)
+        return {
+            "path": repository.path if repository is not None else "",
+            "bytes": size,
+            "changed": changed,
+            "duration": round(self._clock() - job.started_at, 3),
+        }
+
+    async def _transfer(self, job: _Job, path: Path) -> Done:
+        settings = self._settings
+        credentials = await trio.to_thread.run_sync(credentials_for, job.url, job.credentials, settings.tokens)
+        request = Request(
+            operation=job.operation,
+            parent_pid=os.getpid(),
+            scheme=job.url.scheme,
+            url=job.url.fetch_url,
+            origin=job.url.normalized,
+            path=str(path),
+            transport=settings.transport,
+            credentials=credentials,
+            ssh_key=settings.ssh_key,
+            known_hosts=settings.known_hosts,
+            connect_timeout_s=settings.connect_timeout_s,
+        )
+        return await transfer(
+            request,
+            spawner=self._spawner,
+            environ=os.environ,
+            idle_timeout_s=settings.idle_timeout_s,
+            total_timeout_s=settings.total_timeout_s,
+            report=lambda progress: self._progress(job, progress),
+        )
+
+    def _progress(self, job: _Job, progress: Progress) -> None:
+        job.progress = progress
+        now = trio.current_time()
+        if now >= job.next_event:
+            job.next_event = now + _EVENT_INTERVAL
+            active = job.active().progress
+            data: dict[str, object] = {**msgspec.structs.asdict(active), "percent": round(active.percent, 1)}
+            self._emit("clone_progress", job.url.normalized, {"stage": progress.stage, **data})
+
+    async def _remove(self, path: Path) -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT) as scope:
+            try:
+                await trio.to_thread.run_sync(remove, path, abandon_on_cancel=True)
+            except OSError as error:
+                log.warning("cannot remove a directory", path=str(path), error=str(error))
+        if scope.cancelled_caught:
+            log.warning("removing a directory takes long; it goes on in the background", path=str(path))
+
+
+def _describe(job: _Job) -> str:
+    if not job.running:
+        return "waiting for a free clone slot"
+    progress = job.active().progress
+    return f"being cloned: {progress.percent:.0f} %, {progress.received_bytes} bytes so far"

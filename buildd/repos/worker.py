@@ -1,0 +1,155 @@
+"""The child process of one clone or fetch: `python -m buildd.repos.worker`, request on stdin, replies on stdout.
+
+It exists so that cancelling means killing: nothing interrupts libgit2 or git while a server is silent, and
+their memory goes with the process. Invariant: the worker leads its process group and never outlives the
+daemon. With git as transport its death signal is SIGTERM, whose handler kills the whole group (git's helpers
+would survive git otherwise); with libgit2, whose C code would delay a handler, it is SIGKILL.
+
+A clone that is reported as done is complete on disk: every file and directory of it was synced.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from buildd.repos import gitcli
+from buildd.repos.wire import Done, Failure, Progress, Reply, Request, TransferError
+
+ORIGIN_FILE = "buildd-origin"
+"""File in each clone that holds its normalised URL."""
+_PR_SET_PDEATHSIG = 1
+_REPORT_INTERVAL = 0.1
+_ENCODER = msgspec.json.Encoder()
+
+
+class _Transport(Protocol):
+    def clone(self, report: _Reporter, /) -> None: ...
+    def fetch(self, report: _Reporter, /) -> None: ...
+
+
+class _Reporter:
+    """Writes replies; progress of one stage at most ten times a second."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._last = Progress(stage="connecting")
+        self._next_at = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.stage != self._last.stage or now >= self._next_at:
+            self._next_at = now + _REPORT_INTERVAL
+            self._last = progress
+            self.send(progress)
+
+    def finishing(self) -> None:
+        self._next_at = 0.0
+        self(msgspec.structs.replace(self._last, stage="finishing"))
+
+    def send(self, reply: Reply) -> None:
+        data = _ENCODER.encode(reply) + b"\n"
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+def main() -> None:
+    """Serve one request and exit; status 0 when a `Done` or a `Failure` was written."""
+    replies = _Reporter(os.dup(1))
+    os.dup2(2, 1)  # a stray print must not look like a reply
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    try:
+        request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+        replies.send(serve(request, os.environ, replies))
+    except TransferError as error:
+        replies.send(Failure(kind=error.kind, message=error.message))
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        replies.send(Failure(kind="disk_full" if full else "other", message=str(error)))
+    except Exception as error:  # the edge of this process: whatever it is, the daemon is told
+        replies.send(Failure(kind="other", message=f"{type(error).__name__}: {error}"))
+
+
+def serve(request: Request, environ: Mapping[str, str], report: _Reporter) -> Done:
+    """Carry out `request`. Raises TransferError or OSError."""
+    git = gitcli.find_git(environ) if request.transport != "libgit2" else None
+    if git is None and request.transport == "git":
+        raise TransferError("other", "repos.transport is 'git', but there is no git program on PATH")
+    _die_with(request.parent_pid, by_handler=git is not None)
+    transport: _Transport
+    if git is not None:
+        transport = gitcli.GitTransport(git, request, environ)
+    else:
+        from buildd.repos.libgit import LibgitTransport  # 50 ms that a worker with git does not need
+
+        transport = LibgitTransport(request)
+    report(Progress(stage="connecting"))
+    before = _references(request.path)
+    if request.operation == "clone":
+        transport.clone(report)
+        with open(os.path.join(request.path, ORIGIN_FILE), "w", encoding="utf-8") as file:
+            file.write(request.origin + "\n")
+    else:
+        transport.fetch(report)
+    report.finishing()
+    return Done(bytes=_sync_tree(request.path), changed=before != _references(request.path))
+
+
+def _die_with(parent_pid: int, *, by_handler: bool) -> None:
+    number = signal.SIGKILL
+    if by_handler:
+        number = signal.SIGTERM
+        signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot ask to die with the daemon")
+    if os.getppid() != parent_pid:
+        raise TransferError("interrupted", "the daemon is gone")
+
+
+def _references(path: str) -> dict[str, bytes]:
+    """Files of the reference database: enough to tell whether any of it changed."""
+    found = {}
+    for name in ("HEAD", "packed-refs"):
+        try:
+            with open(os.path.join(path, name), "rb") as file:
+                found[name] = file.read()
+        except FileNotFoundError:
+            pass
+    for folder, _, files in os.walk(os.path.join(path, "refs")):
+        for name in files:
+            with open(os.path.join(folder, name), "rb") as file:
+                found[os.path.join(folder, name)] = file.read()
+    return found
+
+
+def _sync_tree(path: str) -> int:
+    """fsync every file and directory below `path` that may be new; the size of the tree in bytes."""
+    size = 0
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            size += _sync(os.path.join(folder, name), os.O_RDONLY)
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+    return size
+
+
+def _sync(path: str, flags: int) -> int:
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""`buildctl artifacts`: what builds left behind.
+
+Invariant of `get`: the file that is named is whole and has the hash the daemon gave, or it is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from buildd import protocol
+from ctl.client import Client, connect
+from ctl.failure import OK, USAGE, CtlError
+from ctl.output import note, say, say_json, say_lines
+from ctl.text import moment, plural, printable, size, table
+from ctl.verbs import Verb, connection_options
+
+
+def _list(args: argparse.Namespace, client: Client) -> int:
+    params = protocol.ArtifactListParams(package=args.package, limit=args.limit)
+    if args.json:
+        say_json(client.raw("artifact.list", params))
+        return OK
+    found = client.call("artifact.list", params, protocol.ArtifactList).artifacts
+    rows = [(a.output_id[:12], size(a.bytes), str(a.files), moment(a.created_at), " ".join(a.packages)) for a in found]
+    say_lines(table(("ARTIFACT", "SIZE", "FILES", "CREATED", "PACKAGES"), rows, right=(1, 2)))
+    return OK
+
+
+def _show(args: argparse.Namespace, client: Client) -> int:
+    params = protocol.ArtifactParams(artifact=args.artifact)
+    if args.json:
+        say_json(client.raw("artifact.show", params))
+        return OK
+    detail = client.call("artifact.show", params, protocol.ArtifactDetail)
+    artifact = detail.artifact
+    say(f"artifact {artifact.output_id}")
+    say(f"  packages  {printable(' '.join(artifact.packages))}")
+    say(f"  created   {moment(artifact.created_at)}")
+    say(f"  path      {printable(artifact.path)}")
+    say(f"  size      {size(artifact.bytes)} in {plural(artifact.files, 'file')}\n")
+    rows = [(f.mode, str(f.size), f.sha256[:12], f.path) for f in detail.listing]
+    say_lines(table(("MODE", "BYTES", "SHA-256", "PATH"), rows, right=(1,)))
+    return OK
+
+
+def _get(args: argparse.Namespace, client: Client) -> int:
+    params = protocol.ArtifactParams(artifact=args.artifact)
+    export = client.call("artifact.export", params, protocol.ArtifactExport, timeout=None)
+    if args.output == "-":
+        _copy(client, export, sys.stdout.buffer)
+        return OK
+    if args.extract is not None:
+        with tempfile.TemporaryFile() as packed:
+            _copy(client, export, packed)
+            packed.seek(0)
+            unpack(packed, Path(args.extract))
+        note(f"extracted {printable(export.filename)} to {args.extract}")
+        return OK
+    path = _destination(args.output, export.filename)
+    with _complete_or_absent(path) as file:
+        _copy(client, export, file)
+    note(f"{printable(str(path))}: {size(export.bytes)}, sha256 {export.sha256}")
+    return OK
+
+
+def _destination(output: str | None, filename: str) -> Path:
+    if filename != os.path.basename(filename) or filename in ("", ".", ".."):
+        raise CtlError(f"the daemon names the file {filename!r}, which is no file name", hint="choose one by -o FILE")
+    if output is None:
+        return Path(filename)
+    return Path(output) / filename if os.path.isdir(output) else Path(output)
+
+
+@contextmanager
+def _complete_or_absent(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name beside `path`, which it gets when the block ends well."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _copy(client: Client, export: protocol.ArtifactExport, file: BinaryIO) -> None:
+    """Write the export to `file` and compare its hash. Raises CtlError when it is not what was announced."""
+    digest, offset = hashlib.sha256(), 0
+    while True:
+        params = protocol.ArtifactReadParams(output_id=export.output_id, filename=export.filename, offset=offset)
+        chunk = client.call("artifact.read", params, protocol.ArtifactChunk)
+        digest.update(chunk.data)
+        file.write(chunk.data)
+        if chunk.finished:
+            break
+        if chunk.next_offset <= offset:
+            raise CtlError(f"the daemon sends no more of {export.filename} after {offset} bytes")
+        offset = chunk.next_offset
+    file.flush()
+    if digest.hexdigest() != export.sha256:
+        raise CtlError(
+            f"{export.filename} arrived damaged: sha256 {digest.hexdigest()}, expected {export.sha256}",
+            hint="get it again; `buildctl doctor` checks the daemon's disk",
+        )
+
+
+def unpack(packed: BinaryIO, directory: Path) -> None:
+    """Extract a .tar.zst below `directory`. Raises CtlError for members that would land elsewhere."""
+    import tarfile
+
+    import zstandard
+
+    if not hasattr(tarfile, "data_filter"):
+        raise CtlError(
+            "this Python cannot extract archives safely", hint="get the file and use `tar --zstd -x`", code=USAGE
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(packed) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                archive.extractall(directory, filter="data")
+    except (tarfile.TarError, zstandard.ZstdError) as error:
+        raise CtlError(f"cannot extract to {directory}: {error}", hint="get the file and look at it by hand") from None
+
+
+_ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, Client], int], str]] = {
+    "list": (_list, "artifacts, newest first"),
+    "show": (_show, "one artifact and its files"),
+    "get": (_get, "fetch an artifact as a .tar.zst file, or extract it"),
+}
+
+
+def _artifacts(args: argparse.Namespace) -> int:
+    action, _ = _ACTIONS[args.action]
+    with connect(args) as client:
+        return action(args, client)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, (_, help_) in _ACTIONS.items():
+        action = actions.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", allow_abbrev=False)
+        if name == "list":
+            action.add_argument("package", metavar="PACKAGE", nargs="?", help="only those of this package")
+            action.add_argument("--limit", "-n", type=int, default=100, metavar="N", help="at most N (default 100)")
+        else:
+            action.add_argument(
+                "artifact", metavar="ARTIFACT", help="output id or build id, a prefix of one, or NAME[@VERSION]"
+            )
+        if name == "get":
+            where = action.add_mutually_exclusive_group()
+            where.add_argument(
+                "--output", "-o", metavar="FILE", help="file or directory to write to, - for standard output"
+            )
+            where.add_argument("--extract", "-x", metavar="DIR", help="extract to this directory instead")
+        else:
+            action.add_argument("--json", action="store_true", help="print the answer as one object")
+        connection_options(action, nested=True)
+
+
+VERBS = {
+    "artifacts": Verb(
+        _artifacts,
+        _arguments,
+        "  buildctl artifacts list zlib\n"
+        "  buildctl artifacts get zlib@1.3.1 -o /tmp\n"
+        "  buildctl artifacts get zlib --extract ./prefix",
+    )
+}

@@ -1,0 +1,91 @@
+# bash completion for buildctl
+#
+# Verbs and options come from buildctl's own help, names and numbers from the daemon; without a daemon there are
+# none, and nothing is said about it.
+
+# The options of a verb, or of one action of it, that take a value end in "=".
+_buildctl_options() {
+  COLUMNS=200 command buildctl "$@" --help 2>/dev/null |
+    sed -nE '/^  -/ { s/^  //; s/   *[a-z$].*//; s/, /\n/g; p }' | sed -E 's/ .+/=/'
+}
+
+_buildctl_verbs() {
+  COLUMNS=200 command buildctl --help 2>/dev/null | sed -nE 's/^  ([a-z]+)  .*/\1/p'
+}
+
+_buildctl_actions() {
+  COLUMNS=200 command buildctl "$1" --help 2>/dev/null | sed -nE 's/^    ([a-z]+)  .*/\1/p'
+}
+
+# Values of a key in the daemon's answer.
+_buildctl_ask() { # KEY VERB [ARG…]
+  local key=$1
+  shift
+  command buildctl "${socket[@]}" --timeout 2s "$@" --json 2>/dev/null |
+    grep -oE "\"$key\": *(\"[^\"\\\\]*\"|[0-9]+)" | sed -E "s/^\"$key\": *//; s/\"//g" | sort -u
+}
+
+_buildctl_reply() { # WORD…
+  local IFS=$' \t\n'
+  COMPREPLY+=($(compgen -W "$*" -- "$current"))
+}
+
+_buildctl() {
+  local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+  local verb= action= word takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset '
+  local -a socket=() arguments=()
+  local -i i
+  COMPREPLY=()
+
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    word=${COMP_WORDS[i]}
+    if [[ $word == --socket ]]; then
+      socket=(--socket "${COMP_WORDS[i + 1]}")
+    fi
+    if [[ $word == -* ]]; then
+      [[ $takes == *" $word "* ]] && i+=1
+    elif [[ -z $verb ]]; then
+      verb=$word
+    else
+      arguments+=("$word")
+    fi
+  done
+  case $verb in repo | artifacts) action=${arguments[0]} ;; esac
+
+  case $previous in
+    --socket | --output | -o) COMPREPLY=($(compgen -f -- "$current")); compopt -o filenames 2>/dev/null; return ;;
+    --extract | -x) COMPREPLY=($(compgen -d -- "$current")); compopt -o filenames 2>/dev/null; return ;;
+    --run) _buildctl_reply latest $(_buildctl_ask number list); return ;;
+    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset) return ;;
+  esac
+
+  if [[ $current == -* ]]; then
+    if [[ -z $verb ]]; then
+      _buildctl_reply --socket --timeout --help --version
+    else
+      word=$(_buildctl_options "$verb" ${action:+"$action"})
+      _buildctl_reply ${word//=/}
+    fi
+    return
+  fi
+
+  case $verb/${#arguments[@]} in
+    /*) _buildctl_reply $(_buildctl_verbs) ;;
+    start/* | plan/* | list/0)
+      _buildctl_reply $(_buildctl_ask name repo list)
+      COMPREPLY+=($(compgen -d -- "$current"))
+      compopt -o filenames -o nospace 2>/dev/null
+      ;;
+    cancel/0 | wait/0 | logs/0 | show/0) _buildctl_reply latest $(_buildctl_ask number list) ;;
+    cancel/1 | logs/1) _buildctl_reply $(_buildctl_ask name show "${arguments[0]}") ;;
+    history/0) _buildctl_reply $(_buildctl_ask package history --limit 200) ;;
+    repo/0 | artifacts/0) _buildctl_reply $(_buildctl_actions "$verb") ;;
+    repo/1) [[ $action == list ]] || _buildctl_reply $(_buildctl_ask name repo list) ;;
+    artifacts/1) _buildctl_reply $(_buildctl_ask package history --limit 200) ;;
+    call/0) _buildctl_reply $(command buildctl schema 2>/dev/null | grep -oE '"[a-z]+\.[a-z]+"' | tr -d '"') ;;
+    completion/0) _buildctl_reply bash zsh fish ;;
+    help/0) _buildctl_reply $(_buildctl_verbs) ;;
+  esac
+}
+
+complete -F _buildctl buildctl

@@ -1,0 +1,263 @@
+"""Following a run until it ends: one loop that talks to the daemon, and what it learned on the way.
+
+Three requests are outstanding on the one connection: the long poll for the run's end, so that the client ends
+when the run does; the long poll for its events; and, for a display that wants it, the status of what is
+running. The last two are asked at most every `INTERVAL_S`, however busy the daemon is.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from buildd import protocol
+from ctl.client import COME_BACK_S, QUICK_S, Client
+from ctl.failure import Gone
+from ctl.output import note
+from ctl.wire import Event, Stats
+
+INTERVAL_S = 0.2
+"""Least time between two requests of one kind, and between two drawings."""
+POLL_S = 30.0
+ENDINGS = tuple(
+    f"package_{how}" for how in ("completed", "failed", "skipped", "blocked", "ignored", "cancelled", "interrupted")
+)
+"""Events after which a package does not run."""
+EARLY = ("initialized", "discovering")
+"""States of a run in which the daemon may be cloning for it."""
+
+
+class Running:
+    """A package that is being built, as far as the client knows."""
+
+    def __init__(self, name: str, started_at: float) -> None:
+        self.name = name
+        self.started_at = started_at
+        self.phase = ""
+        self.last_line = ""
+
+
+class Progress:
+    """What is known about a run while it goes on. `apply` and `update` bring news; views read the rest."""
+
+    def __init__(self) -> None:
+        self.state = "initialized"
+        self.wave: int | None = None
+        self.waves: int | None = None
+        self.stats = Stats()
+        self.running: dict[str, Running] = {}
+        self.clones: tuple[protocol.ActiveClone, ...] = ()
+        self.started_at = time.time()
+        self.versions: dict[str, str] = {}
+
+    def title(self, package: str) -> str:
+        """Name and version, as far as it is known."""
+        version = self.versions.get(package)
+        return f"{package} {version}" if version else package
+
+    def where(self) -> str:
+        """The state of the run, with the wave while it builds."""
+        if self.state == "building" and self.wave and self.waves:
+            return f"{self.state} (wave {self.wave} of {self.waves})"
+        return self.state
+
+    def apply(self, event: Event) -> None:
+        """Take in one event."""
+        if event.kind == "run_state":
+            self.state = str(event.data.get("to", self.state))
+            self.wave = _whole(event.data.get("wave")) or self.wave
+            self.waves = _whole(event.data.get("waves")) or self.waves
+        if event.package is None:
+            return
+        if "version" in event.data:
+            self.versions[event.package] = str(event.data["version"])
+        if event.kind == "package_started":
+            self.running[event.package] = Running(event.package, event.time)
+        elif event.kind == "package_phase":
+            running = self.running.setdefault(event.package, Running(event.package, event.time))
+            running.phase = str(event.data.get("phase", ""))
+        elif event.kind in ENDINGS:
+            self.running.pop(event.package, None)
+
+    def update(self, run: protocol.RunView) -> None:
+        """Take in an answer of run.status."""
+        self.state, self.stats = run.state, run.stats
+        self.wave, self.waves = run.wave, run.waves
+        self.started_at = run.started_at or run.created_at
+        now = time.time()
+        alive = {}
+        for package in run.packages:
+            self.versions[package.name] = package.version
+            if package.state != "running":
+                continue
+            running = self.running.get(package.name) or Running(package.name, now)
+            if package.duration_s is not None:
+                running.started_at = now - package.duration_s
+            running.phase = package.phase or running.phase
+            running.last_line = package.last_line or running.last_line
+            alive[package.name] = running
+        self.running = alive
+
+
+class View(Protocol):
+    """Something that shows a `Progress`."""
+
+    wants: tuple[str, ...]
+    """Which of events.poll, run.status and daemon.status it needs."""
+
+    def event(self, event: Event, progress: Progress) -> None: ...
+
+    def draw(self, progress: Progress) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Silent:
+    """The view that shows nothing, and so asks for nothing but the end."""
+
+    wants: tuple[str, ...] = ()
+
+    def event(self, event: Event, progress: Progress) -> None:
+        pass
+
+    def draw(self, progress: Progress) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def newest_event(client: Client) -> int:
+    """The number of the last event so far."""
+    return client.call("events.poll", protocol.PollParams(after=-1), protocol.PollResult).next
+
+
+def run_view(client: Client, run: str, *, live: bool = False) -> protocol.RunView:
+    """A run with all its packages; `live` with the last line of output of those that are running."""
+    return client.call("run.status", protocol.RunStatusParams(run=run, live=live), protocol.RunView)
+
+
+def follow(
+    client: Client, run: str, after: int, view: View, *, timeout: float | None = None
+) -> protocol.RunView | None:
+    """Show a run's events after number `after` until it ends, and return it; None when `timeout` is over first.
+
+    A daemon that is restarted meanwhile is waited for. Raises CtlError, and whatever interrupts it.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    follower = _Follower(client, run, after, view, deadline)
+    try:
+        while True:
+            try:
+                return run_view(client, run) if follower.until_end() else None
+            except Gone:
+                view.close()
+                note("buildctl: the daemon went away; waiting for it to come back, the run goes on then")
+                patience = COME_BACK_S if deadline is None else min(COME_BACK_S, deadline - time.monotonic())
+                if not client.reopen(patience):
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return None
+                    raise
+    finally:
+        view.close()
+
+
+class _Follower:
+    def __init__(self, client: Client, run: str, after: int, view: View, deadline: float | None) -> None:
+        self._client = client
+        self._run = run
+        self._after = after
+        self._view = view
+        self._deadline = deadline
+        self._progress = Progress()
+        self._sent: dict[int, tuple[str, float]] = {}
+        """Outstanding requests: method, and when the answer is overdue."""
+        self._due: dict[str, float] = {}
+        """When a method may be asked again."""
+
+    def until_end(self) -> bool:
+        """True when the run has ended and all its events are shown; False at the deadline. Raises Gone."""
+        self._sent.clear()
+        self._due.clear()
+        self._progress.update(run_view(self._client, self._run, live="run.status" in self._view.wants))
+        next_drawing = 0.0
+        while True:
+            now = time.monotonic()
+            if self._deadline is not None and now >= self._deadline:
+                return False
+            self._ask(now)
+            if now >= next_drawing:
+                self._view.draw(self._progress)
+                next_drawing = now + INTERVAL_S
+            request = self._client.first_of(self._sent, next_drawing - now)
+            if request is not None:
+                method, _ = self._sent.pop(request)
+                if self._answered(request, method):
+                    self._rest_of_events()
+                    self._view.draw(self._progress)
+                    return True
+            for method, overdue in self._sent.values():
+                if now > overdue:
+                    raise self._client.no_answer(method, POLL_S + QUICK_S)
+
+    def _ask(self, now: float) -> None:
+        """Send what is wanted, due and not outstanding."""
+        wanted = ["run.wait", *self._view.wants]
+        if self._progress.state not in EARLY and "daemon.status" in wanted:
+            wanted.remove("daemon.status")
+            self._progress.clones = ()
+        outstanding = {method for method, _ in self._sent.values()}
+        for method in wanted:
+            if method in outstanding or now < self._due.get(method, 0.0):
+                continue
+            request = self._client.send(method, self._params(method, now))
+            self._sent[request] = (method, now + POLL_S + QUICK_S)
+            self._due[method] = now + INTERVAL_S
+
+    def _params(self, method: str, now: float) -> protocol.Params:
+        poll_s = POLL_S if self._deadline is None else min(POLL_S, self._deadline - now)
+        if method == "run.wait":
+            return protocol.WaitParams(run=self._run, timeout=poll_s)
+        if method == "events.poll":
+            return protocol.PollParams(after=self._after, run=self._run, timeout=poll_s)
+        if method == "run.status":
+            return protocol.RunStatusParams(run=self._run, live=True, states=("running",))
+        return protocol.Empty()
+
+    def _answered(self, request: int, method: str) -> bool:
+        """Take in an answer; True when it says that the run has ended."""
+        take = self._client.take
+        if method == "run.wait":
+            return take(request, protocol.WaitResult, method).finished
+        if method == "events.poll":
+            self._show(take(request, protocol.PollResult, method))
+        elif method == "run.status":
+            self._progress.update(take(request, protocol.RunView, method))
+        else:
+            self._progress.clones = take(request, protocol.DaemonStatus, method).clones
+        return False
+
+    def _show(self, page: protocol.PollResult) -> None:
+        progress = self._progress
+        self._after = page.next
+        unknown = {e.package for e in page.events if e.package is not None} - progress.versions.keys()
+        if unknown:  # lines name the version, which events need not carry
+            for package in run_view(self._client, self._run).packages:
+                progress.versions[package.name] = package.version
+            for name in unknown:
+                progress.versions.setdefault(name, "")
+        for event in page.events:
+            progress.apply(event)
+            self._view.event(event, progress)
+
+    def _rest_of_events(self) -> None:
+        while "events.poll" in self._view.wants:
+            params = protocol.PollParams(after=self._after, run=self._run)
+            page = self._client.call("events.poll", params, protocol.PollResult)
+            if not page.events:
+                return
+            self._show(page)
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None

@@ -1,0 +1,141 @@
+"""The end of a run in words: a table of its packages, counts that add up, and why what failed did so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+from buildd import protocol
+from ctl.client import Client
+from ctl.failure import CtlError
+from ctl.output import MARKS, STATE_COLOURS, paint, say, say_lines
+from ctl.text import clip, duration, plural, printable, screen_line, size, table
+from ctl.wire import Stats
+
+LOG_LINES = 15
+MAX_FAILURES = 10
+"""Failures shown with their log; the others are in the table."""
+MAX_ROWS = 50
+"""Rows of the table before packages without news are left out."""
+LONG_BYTES = 16 * 1024
+"""Enough of a log's end to hold its last lines."""
+UNEVENTFUL = ("success", "skipped", "ignored")
+
+
+def exit_code(run: protocol.RunView) -> int:
+    """0 for a completed run in which everything that was asked for is built, else 1."""
+    return 0 if run.state == "completed" and not run.stats.failed and not run.stats.blocked else 1
+
+
+def counts(stats: Stats) -> str:
+    """`12 packages = 9 success + 2 failed + 1 blocked`."""
+    states = ("success", "failed", "skipped", "blocked", "ignored", "cancelled", "queued", "running")
+    parts = [f"{getattr(stats, state)} {state}" for state in states if getattr(stats, state)]
+    return f"{plural(stats.total, 'package')} = {' + '.join(parts) or '0'}"
+
+
+def took(run: protocol.RunView) -> str:
+    if run.started_at is None or run.completed_at is None:
+        return ""
+    return f" in {duration(run.completed_at - run.started_at)}"
+
+
+def print_summary(client: Client, run: protocol.RunView, *, quiet: bool = False) -> None:
+    """What a person wants to know when a run has ended. `quiet` leaves out all but failures."""
+    if not quiet and run.packages:
+        say()
+        print_packages(run, _artifact_sizes(client, run), limit=MAX_ROWS)
+        say()
+    failed = [package for package in run.packages if package.state == "failed"]
+    for package in failed[:MAX_FAILURES]:
+        print_failure(client, package)
+    if len(failed) > MAX_FAILURES:
+        say(f"… and {len(failed) - MAX_FAILURES} more failed: buildctl show {run.number}\n")
+    if run.error:
+        say(f"{paint('✗', 'red')} {printable(run.error)}")
+        if run.hint:
+            say(f"  {printable(run.hint)}")
+    if quiet and exit_code(run) == 0:
+        return
+    state = paint(run.state, STATE_COLOURS.get(run.state))
+    say(f"run {run.number} {state}{took(run)}: {counts(run.stats)}")
+    if not quiet:
+        _print_places(run)
+
+
+def print_packages(
+    run: protocol.RunView, artifact_sizes: dict[str, int] | None = None, limit: int | None = None
+) -> None:
+    """The table of packages; with `limit`, a longer one leaves out those without news."""
+    sizes = artifact_sizes or {}
+    shown = run.packages
+    if limit is not None and len(shown) > limit:
+        shown = tuple(package for package in shown if package.state not in UNEVENTFUL)
+    rows = [
+        (
+            package.name,
+            package.version,
+            package.state,
+            duration(package.duration_s),
+            size(sizes.get(package.artifact or "")),
+            size(package.log_bytes) if package.build_id else "-",
+            (package.build_id or "-")[:8],
+        )
+        for package in shown
+    ]
+    header = ("PACKAGE", "VERSION", "STATE", "TIME", "SIZE", "LOG", "BUILD")
+    lines = table(header, rows, right=(3, 4, 5))
+    width = shutil.get_terminal_size().columns - 2 if sys.stdout.isatty() else 1 << 30
+    if rows or not run.packages:
+        say("  " + paint(clip(lines[0], width), "bold"))
+    for package, line in zip(shown, lines[1:], strict=True):
+        mark = paint(MARKS.get(package.state, " "), STATE_COLOURS.get(package.state))
+        say(f"{mark} {clip(line, width)}")
+        if package.message and package.state in ("blocked", "ignored"):
+            say(f"    {clip(printable(package.message), width)}")
+    if len(shown) < len(run.packages):
+        say(f"  {len(run.packages) - len(shown)} more without trouble: buildctl show {run.number}")
+
+
+def print_failure(client: Client, package: protocol.RunPackage) -> None:
+    """Reason, message, the end of the log, and the command that prints all of it."""
+    what = ": ".join(filter(None, (package.reason, package.message))) or "failed"
+    say(f"{paint('✗', 'red')} {paint(printable(f'{package.name} {package.version}'), 'bold')} {printable(what)}")
+    if package.build_id is None:
+        say()
+        return
+    say_lines(f"    | {line}" for line in log_end(client, package.build_id))
+    say(f"  the whole log: buildctl logs {package.build_id[:8]}\n")
+
+
+def log_end(client: Client, build: str) -> list[str]:
+    """The last lines of a log, fit for a screen; why not, where it cannot be read."""
+    try:
+        params = protocol.LogParams(build=build, offset=-LONG_BYTES)
+        chunk = client.call("build.log", params, protocol.LogChunk)
+    except CtlError as error:
+        return [f"(the log cannot be read: {error.message})"]
+    lines = chunk.text.splitlines()
+    return [screen_line(line) for line in lines[-LOG_LINES:]]
+
+
+def _artifact_sizes(client: Client, run: protocol.RunView) -> dict[str, int]:
+    """Bytes by output id and by path of the newest artifacts; the summary is as good without."""
+    params = protocol.ArtifactListParams(limit=max(100, 2 * len(run.packages)))
+    try:
+        found = client.call("artifact.list", params, protocol.ArtifactList).artifacts
+    except CtlError:
+        return {}
+    return {name: artifact.bytes for artifact in found for name in (artifact.output_id, artifact.path)}
+
+
+def _print_places(run: protocol.RunView) -> None:
+    made = [package for package in run.packages if package.artifact and package.state in ("success", "skipped")]
+    if made:
+        directories = {os.path.dirname(package.artifact or "") for package in made}
+        where = f" are in {directories.pop()}" if len(directories) == 1 and "" not in directories else ""
+        say(f"artifacts{where}: buildctl artifacts get {printable(made[-1].name)}")
+    built = next((package for package in run.packages if package.build_id), None)
+    if built is not None:
+        say(f"logs: buildctl logs {run.number} {printable(built.name)}")

@@ -1,0 +1,42 @@
+"""Targets, `REPO[@REV][//PACKAGE]`: local paths become absolute here, for the daemon has another directory.
+
+URLs, scp-like addresses (`user@host:path`) and known names go to the daemon as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from ctl.failure import USAGE, CtlError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SCP = re.compile(r"[^/]+:")
+
+
+def absolute(target: str) -> str:
+    """`target` as it means the same to the daemon. Raises CtlError for an empty one."""
+    if not target.strip():
+        raise CtlError("a target is empty", hint="write it as REPO[@REV][//PACKAGE], for example `.`", code=USAGE)
+    if _URL.match(target):
+        return target
+    start = len(target) - len(target.lstrip("/"))  # leading slashes separate nothing
+    cut = target.rfind("//", start)
+    place, package = (target, "") if cut < 0 else (target[:cut], target[cut:])
+    spelled_as_path = place.startswith((".", "/", "~"))
+    path, revision = _split_revision(place)
+    if not spelled_as_path and (_SCP.match(place) or not os.path.isdir(path)):
+        return target
+    full = os.path.abspath(os.path.expanduser(path))
+    return "/" + full.lstrip("/") + revision + package
+
+
+def _split_revision(place: str) -> tuple[str, str]:
+    """The path and `@REV`. Directories may have an @ in their name, so what exists decides first."""
+    if os.path.exists(os.path.expanduser(place)):
+        return place, ""
+    ats = [i for i, char in enumerate(place) if char == "@" and i > 0]
+    for i in reversed(ats):
+        if os.path.exists(os.path.expanduser(place[:i])):
+            return place[:i], place[i:]
+    return (place[: ats[0]], place[ats[0] :]) if ats else (place, "")

@@ -1,0 +1,18 @@
+# The histogram of a text must name the same first word, with the same count, as the program tally does.
+execute_process(COMMAND ${TALLY} -n 1 ${TEXT} OUTPUT_VARIABLE counted RESULT_VARIABLE status)
+if(NOT status EQUAL 0)
+  message(FATAL_ERROR "tally ended with ${status}")
+endif()
+execute_process(COMMAND ${HISTOGRAM} ${TEXT} OUTPUT_VARIABLE drawn RESULT_VARIABLE status)
+if(NOT status EQUAL 0)
+  message(FATAL_ERROR "histogram ended with ${status}")
+endif()
+
+string(REGEX MATCH "^([0-9]+)\t([^\n]+)" ignored "${counted}")
+set(count "${CMAKE_MATCH_1}")
+set(word "${CMAKE_MATCH_2}")
+string(REGEX MATCH "^ *([^ ]+) +#+ ([0-9]+)" ignored "${drawn}")
+if(NOT (CMAKE_MATCH_1 STREQUAL word AND CMAKE_MATCH_2 STREQUAL count))
+  message(FATAL_ERROR "tally says '${count} ${word}', the histogram begins with:\n${drawn}")
+endif()
+message(STATUS "both say: ${word}, ${count} times")

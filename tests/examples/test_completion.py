@@ -1,0 +1,111 @@
+"""Shell completion, asked the way the shells ask: with the words of a command line."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctl.verbs import MODULES
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "ctl/completion"
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment where `buildctl` is this checkout's and no daemon can be found."""
+    program = tmp_path / "bin" / "buildctl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m ctl "$@"\n')
+    program.chmod(0o755)
+    return {
+        "PATH": f"{program.parent}:/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(tmp_path),
+        "BUILDD_SOCKET": str(tmp_path / "nobody.sock"),
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+def bash(line: str, environ: dict[str, str]) -> tuple[set[str], str]:
+    script = f"""
+source {shlex.quote(str(SCRIPTS / "buildctl.bash"))}
+COMP_WORDS=({line}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_buildctl
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    ran = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=60)
+    return set(ran.stdout.split()), ran.stderr
+
+
+def fish(line: str, environ: dict[str, str]) -> tuple[set[str], str]:
+    script = f"source {shlex.quote(str(SCRIPTS / 'buildctl.fish'))}; complete -C {shlex.quote(line)}"
+    ran = subprocess.run(["fish", "-N", "-c", script], env=environ, capture_output=True, text=True, timeout=60)
+    return {line.split("\t")[0] for line in ran.stdout.splitlines()}, ran.stderr
+
+
+SHELLS = [
+    pytest.param(bash, id="bash"),
+    pytest.param(fish, id="fish", marks=pytest.mark.skipif(not shutil.which("fish"), reason="fish is not installed")),
+]
+
+
+def ask(shell: object, words: str, last: str, environ: dict[str, str]) -> set[str]:
+    if shell is bash:
+        answer, complaints = bash(f"{words} {last or chr(39) * 2}", environ)
+    else:
+        answer, complaints = fish(f"{words} {last}", environ)
+    assert complaints == ""
+    return answer
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_verb_is_offered(shell: object, environ: dict[str, str]) -> None:
+    assert ask(shell, "buildctl", "", environ) >= MODULES.keys()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_options_are_those_of_the_verb_and_of_its_action(shell: object, environ: dict[str, str]) -> None:
+    assert ask(shell, "buildctl start", "--f", environ) == {"--fail-fast", "--force", "--fetch-only"}
+    assert {"--output", "--extract"} <= ask(shell, "buildctl artifacts get", "--", environ)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_actions_and_methods_are_offered_in_their_place(shell: object, environ: dict[str, str]) -> None:
+    assert {"clone", "list", "delete"} <= ask(shell, "buildctl repo", "", environ)
+    assert "run.start" in ask(shell, "buildctl call", "run.", environ)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_without_a_daemon_nothing_is_offered_for_names_and_nothing_is_said(
+    shell: object, environ: dict[str, str]
+) -> None:
+    assert ask(shell, "buildctl history", "", environ) == set()
+    assert ask(shell, "buildctl cancel", "", environ) == {"latest"}
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
+def test_zsh_reads_verbs_and_options_from_the_help(environ: dict[str, str]) -> None:
+    script = f"""
+compdef() {{ }}
+source {shlex.quote(str(SCRIPTS / "buildctl.zsh"))}
+_buildctl_words; _buildctl_options start
+"""
+    ran = subprocess.run(["zsh", "-f", "-c", script], env=environ, capture_output=True, text=True, timeout=60)
+    assert ran.stderr == ""
+    offered = {line.split(":")[0] for line in ran.stdout.splitlines()}
+    assert offered >= MODULES.keys() | {"--wait", "-w", "--fail-fast"}
+    assert all(line.partition(":")[2] for line in ran.stdout.splitlines()), "a description is missing"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_buildctl_prints_the_script(shell: str, environ: dict[str, str]) -> None:
+    ran = subprocess.run(["buildctl", "completion", shell], env=environ, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == (SCRIPTS / f"buildctl.{shell}").read_text()

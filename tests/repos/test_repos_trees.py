@@ -1,0 +1,282 @@
+"""Reading and checking out git trees, nasty ones included."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from pathlib import Path
+
+import pygit2
+import pytest
+from repos_servers import commit, git, make_repository
+
+from buildd.errors import InvalidInput, NotFound
+from buildd.repos.trees import Entry, GitStore, crc32, list_branches
+
+
+def raw_tree(repository: Path, *entries: tuple[int, bytes, str]) -> str:
+    """Write a tree object that git itself would refuse to make."""
+    data = b"".join(b"%o %s\0%s" % (mode, name, bytes.fromhex(id)) for mode, name, id in entries)
+    return str(pygit2.Repository(str(repository)).odb.write(pygit2.enums.ObjectType.TREE, data))
+
+
+def blob(repository: Path, data: bytes) -> str:
+    return git("hash-object", "-w", "--stdin", cwd=repository, stdin=data)
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    path = make_repository(tmp_path / "repo", {"README": "hi\n", "lib/a.c": "int a;\n", "lib/x/Makefile": "all:\n"})
+    (path / "run.sh").write_text("#!/bin/sh\n")
+    (path / "run.sh").chmod(0o755)
+    (path / "link").symlink_to("lib/a.c")
+    commit(path, {"Makefile": "top:\n"})
+    return path
+
+
+def test_a_revision_is_a_branch_a_tag_an_id_or_head(repo: Path) -> None:
+    first, last = git("rev-parse", "HEAD~1", cwd=repo), git("rev-parse", "HEAD", cwd=repo)
+    git("branch", "topic/one", first, cwd=repo)
+    git("tag", "-a", "-m", "x", "v1.0", first, cwd=repo)
+    git("tag", "light", first, cwd=repo)
+    store = GitStore(repo)
+    assert store.resolve() == store.resolve("main") == store.resolve("refs/heads/main") == last
+    for name in ("topic/one", "v1.0", "light", first, first[:8], first.upper()):
+        assert store.resolve(name) == first
+    assert store.commit_time(last) == 1_700_000_000
+
+
+def test_an_unknown_revision_names_near_matches(repo: Path) -> None:
+    git("tag", "v1.0.1", cwd=repo)
+    with pytest.raises(NotFound) as caught:
+        GitStore(repo).resolve("v1.0")
+    assert "v1.0.1" in caught.value.hint
+    with pytest.raises(NotFound) as caught:
+        GitStore(repo).resolve("zzzzzzz")
+    assert "main" in caught.value.hint
+
+
+@pytest.mark.parametrize("rev", ["", "-x", "a\nb", "x" * 2000, "main@{yesterday}", "HEAD~1", "../HEAD", "a..b"])
+def test_only_plain_names_are_revisions(repo: Path, rev: str) -> None:
+    with pytest.raises((InvalidInput, NotFound)):
+        GitStore(repo).resolve(rev)
+
+
+def test_a_tag_that_leads_to_no_commit_says_so(repo: Path) -> None:
+    git("tag", "tree-tag", "HEAD^{tree}", cwd=repo)
+    with pytest.raises(InvalidInput, match="tree-tag"):
+        GitStore(repo).resolve("tree-tag")
+
+
+def test_an_empty_repository_and_an_unborn_head_are_told_apart(repo: Path, tmp_path: Path) -> None:
+    git("init", "-q", "--bare", tmp_path / "empty.git")
+    with pytest.raises(NotFound, match="no commits"):
+        GitStore(tmp_path / "empty.git").resolve()
+    git("symbolic-ref", "HEAD", "refs/heads/gone", cwd=repo)
+    with pytest.raises(NotFound, match="gone") as caught:
+        GitStore(repo).resolve()
+    assert "main" in caught.value.hint
+
+
+def test_what_is_no_repository_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="not a git repository"):
+        GitStore(tmp_path)
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(NotFound, match="cannot open"):
+        GitStore(tmp_path)
+
+
+def test_a_linked_work_tree_is_opened(repo: Path, tmp_path: Path) -> None:
+    git("worktree", "add", "-q", "-b", "side", tmp_path / "side", cwd=repo)
+    commit(tmp_path / "side", {"new": "x"})
+    assert GitStore(tmp_path / "side").resolve() == git("rev-parse", "side", cwd=repo)
+
+
+def test_a_repository_of_another_owner_is_read(repo: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give files away")
+    for folder, _, names in os.walk(repo):
+        for name in [folder, *(os.path.join(folder, n) for n in names)]:
+            os.chown(name, 12345, 12345, follow_symlinks=False)
+    assert len(GitStore(repo).resolve()) == 40
+
+
+def test_a_branch_pushed_later_is_seen_by_an_open_store(repo: Path) -> None:
+    store = GitStore(repo)
+    store.resolve()
+    new = commit(repo, {"later": "x"})
+    git("gc", "-q", cwd=repo)
+    assert store.resolve() == new
+    assert "later" in [entry.path for entry in store.listing(store.subtree(new))]
+
+
+def test_branches_are_listed_with_the_default_one(repo: Path) -> None:
+    git("branch", "b2", cwd=repo)
+    assert [(b.name, b.is_head) for b in list_branches(repo)] == [("b2", False), ("main", True)]
+    assert list_branches(repo / "lib") == []
+
+
+def test_subtree_ids_are_those_of_git(repo: Path) -> None:
+    store, head = GitStore(repo), git("rev-parse", "HEAD", cwd=repo)
+    for path in ("", "lib", "lib/x", "./lib//x/"):
+        assert store.subtree(head, path) == git("rev-parse", f"HEAD:{path.strip('./').replace('//', '/')}", cwd=repo)
+    for path in ("nope", "README", "lib/a.c/x"):
+        with pytest.raises(NotFound, match="commit"):
+            store.subtree(head, path)
+    for path in ("../x", "lib/../..", "/lib"):
+        with pytest.raises(InvalidInput):
+            store.subtree(head, path)
+
+
+def test_files_are_found_by_name_and_read_with_a_limit(repo: Path) -> None:
+    store = GitStore(repo)
+    head = store.resolve()
+    found = dict(store.find_files(store.subtree(head), "Makefile"))
+    assert sorted(found) == ["Makefile", "lib/x/Makefile"]
+    assert store.read_blob(found["Makefile"], 100) == b"top:\n"
+    assert store.find_blob(head, "lib/x/Makefile").id == found["lib/x/Makefile"]
+    with pytest.raises(InvalidInput, match="5 bytes"):
+        store.read_blob(found["Makefile"], 4)
+    with pytest.raises(NotFound):
+        store.read_blob("0" * 40, 4)
+    with pytest.raises(NotFound):
+        store.read_blob(store.subtree(head), 400)
+    with pytest.raises(InvalidInput):
+        store.read_blob("nonsense", 4)
+
+
+def test_the_listing_is_that_of_git(repo: Path) -> None:
+    store = GitStore(repo)
+    expected = [
+        Entry(path, int(mode, 8), id)
+        for line in git("ls-tree", "-r", "HEAD", cwd=repo).splitlines()
+        for (mode, _, id), path in [(line.split("\t")[0].split(), line.split("\t")[1])]
+    ]
+    assert store.listing(store.subtree(store.resolve())) == expected
+
+
+def test_the_crc_depends_on_path_mode_and_content_but_not_on_order() -> None:
+    a, b = Entry("a", 0o100644, "1" * 40), Entry("b", 0o100755, "2" * 40)
+    assert crc32([a, b]) == crc32([b, a])
+    assert crc32([a]) == zlib.crc32(b"100644 " + b"1" * 40 + b" a\0")
+    variants = [[a, b], [a], [a._replace(path="c"), b], [a._replace(mode=0o100755), b], [a._replace(id="3" * 40), b]]
+    assert len({crc32(v) for v in variants}) == len(variants)
+    assert crc32([]) == 0
+
+
+def test_a_checkout_has_content_modes_links_and_one_time(repo: Path, tmp_path: Path) -> None:
+    git("update-index", "--add", "--cacheinfo", "160000," + "1" * 40 + ",sub", cwd=repo)
+    git("commit", "-q", "-m", "sub", cwd=repo)
+    store, dest = GitStore(repo), tmp_path / "out"
+    old = os.umask(0o077)
+    try:
+        size = store.checkout(store.subtree(store.resolve()), dest, 1234567890)
+    finally:
+        os.umask(old)
+    assert (dest / "lib/a.c").read_text() == "int a;\n"
+    assert size == sum(len(p.read_bytes()) for p in dest.rglob("*") if p.is_file() and not p.is_symlink())
+    assert [(dest / n).stat().st_mode & 0o777 for n in ("README", "run.sh")] == [0o644, 0o755]
+    assert os.readlink(dest / "link") == "lib/a.c"
+    assert list((dest / "sub").iterdir()) == []
+    assert {p.lstat().st_mtime_ns for p in [dest, *dest.rglob("*")]} == {1234567890_000_000_000}
+
+
+@pytest.mark.parametrize("name", [b"..", b".", b".git", b".GIT", b".git.", b"git~1", b"a/b", b""])
+def test_a_name_that_could_leave_the_tree_is_never_written(repo: Path, tmp_path: Path, name: bytes) -> None:
+    store = GitStore(repo)
+    tree = raw_tree(repo, (0o100644, name, blob(repo, b"evil")))
+    (tmp_path / "out").mkdir()
+    with pytest.raises((InvalidInput, NotFound)):
+        store.checkout(tree, tmp_path / "out/deep", 0)
+    assert not list((tmp_path / "out").glob("deep/*"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) in ([], ["deep"])
+
+
+@pytest.mark.parametrize(
+    "target", [b"/etc/passwd", b"..", b"../x", b"sub/../../x", b"", b"dir/inner/../x", b"up/../x", b"x" * 5000]
+)
+def test_a_link_out_of_the_tree_is_an_error_that_names_it(repo: Path, tmp_path: Path, target: bytes) -> None:
+    # `dir/inner` is a link to the top: behind it, `..` is outside although the text stays inside.
+    inner = raw_tree(repo, (0o120000, b"inner", blob(repo, b"..")))
+    tree = raw_tree(
+        repo,
+        (0o040000, b"dir", inner),
+        (0o120000, b"escape", blob(repo, target)),
+        (0o120000, b"up", blob(repo, b"dir")),
+    )
+    with pytest.raises(InvalidInput, match="escape"):
+        GitStore(repo).checkout(tree, tmp_path / "out", 0)
+
+
+@pytest.mark.parametrize("target", [b"dir", b"dir/../file", b"./dir/./x", b"dangling", b"dir/inner"])
+def test_a_link_inside_the_tree_is_kept(repo: Path, tmp_path: Path, target: bytes) -> None:
+    inner = raw_tree(repo, (0o120000, b"inner", blob(repo, b"..")))
+    tree = raw_tree(repo, (0o040000, b"dir", inner), (0o120000, b"link", blob(repo, target)))
+    GitStore(repo).checkout(tree, tmp_path / "out", 0)
+    assert os.readlink(os.fsencode(tmp_path / "out/link")) == target
+
+
+def test_nothing_is_written_through_a_link(repo: Path, tmp_path: Path) -> None:
+    tree = raw_tree(
+        repo,
+        (0o120000, b"a", blob(repo, b"b")),
+        (0o040000, b"a", raw_tree(repo, (0o100644, b"f", blob(repo, b"x")))),
+    )
+    with pytest.raises(OSError, match="exists"):
+        GitStore(repo).checkout(tree, tmp_path / "out", 0)
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(repo: Path, tmp_path: Path) -> None:
+    names = [b"caf\xe9", b"new\nline", "ünï".encode(), b"-rf", b" ", b"a\\b", b"\x01"]
+    tree = raw_tree(repo, *((0o100644, name, blob(repo, name)) for name in sorted(names)))
+    store = GitStore(repo)
+    assert sorted(os.fsencode(e.path) for e in store.listing(tree)) == sorted(names)
+    store.checkout(tree, tmp_path / "out", 0)
+    found = {
+        name: (Path(os.fsdecode(os.path.join(os.fsencode(tmp_path / "out"), name)))).read_bytes() for name in names
+    }
+    assert all(name == content for name, content in found.items())
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(names)
+
+
+def test_a_bottomless_tree_is_refused(repo: Path, tmp_path: Path) -> None:
+    tree = raw_tree(repo, (0o100644, b"f", blob(repo, b"x")))
+    for _ in range(140):
+        tree = raw_tree(repo, (0o040000, b"d", tree))
+    with pytest.raises(InvalidInput, match="nested"):
+        GitStore(repo).listing(tree)
+    with pytest.raises(InvalidInput, match="nested"):
+        GitStore(repo).checkout(tree, tmp_path / "out", 0)
+
+
+def test_a_tree_that_unfolds_without_end_is_refused(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = raw_tree(repo, (0o100644, b"f", blob(repo, b"x")))
+    for _ in range(12):
+        tree = raw_tree(repo, *((0o040000, b"%d" % n, tree) for n in range(10)))
+    monkeypatch.setattr("buildd.repos.limits.MAX_ENTRIES", 5000)
+    with pytest.raises(InvalidInput, match="more than 5000"):
+        GitStore(repo).listing(tree)
+    with pytest.raises(InvalidInput, match="more than 5000"):
+        GitStore(repo).checkout(tree, tmp_path / "out", 0)
+
+
+def test_many_threads_read_one_store(repo: Path) -> None:
+    store = GitStore(repo)
+    tree = store.subtree(store.resolve())
+    expected, wrong = store.listing(tree), []
+
+    def read() -> None:
+        for _ in range(30):
+            if store.listing(tree) != expected or store.read_blob(expected[0].id, 100) == b"":
+                wrong.append(1)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    store.close()
