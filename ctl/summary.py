@@ -32,7 +32,7 @@ def counts(stats: Stats) -> str:
     """`12 packages = 9 success + 2 failed + 1 blocked`."""
     states = ("success", "failed", "skipped", "blocked", "ignored", "cancelled", "queued", "running")
     parts = [f"{getattr(stats, state)} {state}" for state in states if getattr(stats, state)]
-    return f"{plural(stats.total, 'package')} = {' + '.join(parts) or '0'}"
+    return f"{plural(stats.total, 'package')} = {' + '.join(parts)}" if parts else "no packages"
 
 
 def took(run: protocol.RunView) -> str:

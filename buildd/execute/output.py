@@ -135,7 +135,8 @@ def _settle_directory(
             os.utime(name, times, dir_fd=handle, follow_symlinks=False)
     os.fchmod(handle, 0o755)
     os.utime(handle, times)
-    os.fsync(handle)
+    if found:  # an empty directory is durable together with its name, and many outputs are just that
+        os.fsync(handle)
 
 
 def _settle_file(parent: int, name: str, mode: int, times: tuple[int, int]) -> None:

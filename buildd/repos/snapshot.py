@@ -25,6 +25,7 @@ from pygit2.enums import ConfigLevel, ObjectType
 
 from buildd.errors import InvalidInput, Refused
 from buildd.repos import limits, local
+from buildd.repos.ignore import IgnoreFile
 
 for _level in (ConfigLevel.SYSTEM, ConfigLevel.XDG, ConfigLevel.GLOBAL):
     pygit2.settings.search_path[_level] = ""  # results must not depend on the daemon user's git configuration
@@ -33,7 +34,12 @@ _ATTEMPTS = 3
 _IN_MEMORY = 32 * 1024 * 1024
 _SETTLE_NS = 50_000_000
 """A file changed less than this before the snapshot may change again within the same tick of its clock."""
+_MAX_IGNORE_FILE = 1024 * 1024
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+_Rules = tuple[tuple[int, IgnoreFile], ...]
+"""From the top down: how long the path of its directory is (with the slash), and the file."""
 
 
 class _Cached(msgspec.Struct, frozen=True, array_like=True):
@@ -144,16 +150,16 @@ class _Scan:
         self._top = os.fsencode(directory)
         self._store = store
         self._known = known
-        self._ignored = _Ignore(directory, store)
+        self._ignored = _Ignored(directory)
         self._settled_before = time.time_ns() - _SETTLE_NS
         self._count = 0
         self.seen: dict[bytes, _Cached] = {}
 
     def tree(self) -> pygit2.Oid:
-        top = self._directory(b"", 0, False)
+        top = self._directory(b"", 0, ())
         return pygit2.Oid(raw=top if top is not None else self._store.write(ObjectType.TREE, b""))
 
-    def _directory(self, rel: bytes, depth: int, ignoring: bool) -> bytes | None:
+    def _directory(self, rel: bytes, depth: int, rules: _Rules) -> bytes | None:
         """The raw id of a directory's tree, None when there is nothing to keep in it."""
         if depth > limits.MAX_DEPTH:
             raise InvalidInput(f"directory {_show(rel)} is nested more than {limits.MAX_DEPTH} deep")
@@ -161,7 +167,9 @@ class _Scan:
         before = os.stat(path).st_mtime_ns
         with os.scandir(path) as entries:
             found = list(entries)
-        ignoring = ignoring or any(entry.name == b".gitignore" for entry in found)
+        if any(entry.name == b".gitignore" and entry.is_file(follow_symlinks=False) for entry in found):
+            with open(os.path.join(path, b".gitignore"), "rb") as file:
+                rules = (*rules, (len(rel) + 1 if rel else 0, IgnoreFile(file.read(_MAX_IGNORE_FILE))))
         items: list[tuple[bytes, bytes]] = []
         for entry in found:
             self._count += 1
@@ -170,10 +178,10 @@ class _Scan:
             name = entry.name
             child = rel + b"/" + name if rel else name
             is_directory = entry.is_dir(follow_symlinks=False)
-            if name.lower() == b".git" or (ignoring and self._ignored(child, is_directory)):
+            if name.lower() == b".git" or (rules and self._ignored(child, is_directory, rules)):
                 continue
             if is_directory:
-                id = self._directory(child, depth + 1, ignoring)
+                id = self._directory(child, depth + 1, rules)
                 if id is not None:
                     items.append((name + b"/", b"40000 " + name + b"\0" + id))
             elif entry.is_symlink():
@@ -217,25 +225,24 @@ class _Scan:
             os.close(fd)
 
 
-class _Ignore:
-    """Tells what `.gitignore` leaves out; asked only below a directory that has one."""
+class _Ignored:
+    """Tells what the `.gitignore` files on the way to an entry leave out, the deepest having the last word."""
 
-    def __init__(self, directory: Path, store: _Store) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._repository = pygit2.Repository(store.repository.path)
-        self._repository.workdir = os.fspath(directory)
         self._tracked: set[bytes] | None = None
 
-    def __call__(self, rel: bytes, is_directory: bool) -> bool:
-        try:
-            path = rel.decode("utf-8") + ("/" if is_directory else "")
-        except UnicodeDecodeError:
-            return False
-        if not self._repository.path_is_ignored(path):
-            return False
+    def __call__(self, rel: bytes, is_directory: bool, rules: _Rules) -> bool:
+        for prefix, file in reversed(rules):
+            answer = file.match(rel[prefix:], is_directory)
+            if answer is not None:
+                return answer and not self._is_tracked(rel)
+        return False
+
+    def _is_tracked(self, rel: bytes) -> bool:
         if self._tracked is None:
             self._tracked = _tracked(self._directory)
-        return rel not in self._tracked
+        return rel in self._tracked
 
 
 def _tracked(directory: Path) -> set[bytes]:

@@ -116,9 +116,12 @@ class GitStore:
     # --- trees --------------------------------------------------------------------------------------------
 
     def subtree(self, commit: str, path: str = "") -> str:
-        """The tree id of the directory `path` ('' is the top) in `commit`. Raises NotFound, InvalidInput."""
+        """The tree id of the directory `path` ('' and '.' are the top) in a commit or tree.
+
+        Raises NotFound, InvalidInput.
+        """
         with self._borrow() as repository:
-            tree = self._commit(repository, commit).tree
+            tree = self._root(repository, commit)
             for part in _parts(path):
                 entry = _child(tree, part)
                 if entry is None:
@@ -252,6 +255,13 @@ class GitStore:
         if not isinstance(found, pygit2.Commit):
             raise NotFound(f"no commit {id} in {self.path}")
         return found
+
+    def _root(self, repository: pygit2.Repository, id: str) -> pygit2.Tree:
+        """The tree of a commit, or the tree itself."""
+        try:
+            return self._commit(repository, id).tree
+        except NotFound:
+            return self._tree(repository, id)
 
     def _tree(self, repository: pygit2.Repository, id: str) -> pygit2.Tree:
         try:

@@ -104,7 +104,7 @@ def test_a_run_that_cannot_be_planned_says_why(peer: Peer, ctl: Ctl) -> None:
     done = ctl("start", "things", "--wait")
     assert done.returncode == 1
     assert "✗ cycle: a -> b -> a\n  break it\n" in done.stdout
-    assert "0 packages = 0" in done.stdout
+    assert done.stdout.endswith(": no packages\n")
 
 
 def test_json_is_one_object_and_nothing_else(peer: Peer, ctl: Ctl) -> None:

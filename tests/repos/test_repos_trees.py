@@ -233,10 +233,7 @@ def test_names_that_are_not_utf8_keep_their_bytes(repo: Path, tmp_path: Path) ->
     store = GitStore(repo)
     assert sorted(os.fsencode(e.path) for e in store.listing(tree)) == sorted(names)
     store.checkout(tree, tmp_path / "out", 0)
-    found = {
-        name: (Path(os.fsdecode(os.path.join(os.fsencode(tmp_path / "out"), name)))).read_bytes() for name in names
-    }
-    assert all(name == content for name, content in found.items())
+    assert all((tmp_path / "out" / os.fsdecode(name)).read_bytes() == name for name in names)
     assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(names)
 
 
