@@ -193,6 +193,7 @@ class _Follower:
             if request is not None:
                 method, _ = self._sent.pop(request)
                 if self._answered(request, method):
+                    self._progress.clones = ()
                     self._rest_of_events()
                     self._view.draw(self._progress)
                     return True

@@ -9,7 +9,7 @@ from ctl.client import connect
 from ctl.failure import OK
 from ctl.output import STATE_COLOURS, paint, say, say_json, say_lines
 from ctl.plan import fetch_plan, print_plan
-from ctl.summary import counts, print_packages, took
+from ctl.summary import artifact_sizes, counts, print_packages, took
 from ctl.text import duration, moment, printable, size, table
 from ctl.verbs import Verb
 from ctl.wire import BuildRecord
@@ -48,16 +48,17 @@ def _list(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     with connect(args) as client:
         found = client.call("object.show", protocol.ShowParams(id=args.id), protocol.ShowResult)
+        sizes = artifact_sizes(client, found.run) if found.run is not None and not args.json else {}
     if args.json:
         say_json(found.run if found.run is not None else found.build)
     elif found.run is not None:
-        _print_run(found.run)
+        _print_run(found.run, sizes)
     elif found.build is not None:
         say_lines(build_lines(found.build))
     return OK
 
 
-def _print_run(run: protocol.RunView) -> None:
+def _print_run(run: protocol.RunView, sizes: dict[str, int]) -> None:
     wave = f", wave {run.wave} of {run.waves}" if run.wave and run.waves else ""
     say(f"run {run.number} {paint(printable(run.state), STATE_COLOURS.get(run.state))}{wave}{took(run)}")
     facts = [
@@ -74,7 +75,7 @@ def _print_run(run: protocol.RunView) -> None:
     say_lines(f"  {name:<11}{printable(value)}" for name, value in facts if value)
     if run.packages:
         say()
-        print_packages(run)
+        print_packages(run, sizes)
 
 
 def build_lines(build: BuildRecord) -> list[str]:

@@ -11,7 +11,7 @@ from ctl.client import Client
 from ctl.failure import CtlError
 from ctl.output import MARKS, STATE_COLOURS, paint, say, say_lines
 from ctl.text import clip, duration, plural, printable, screen_line, size, table
-from ctl.wire import Stats
+from ctl.wire import BuildRecord, Stats
 
 LOG_LINES = 15
 MAX_FAILURES = 10
@@ -45,7 +45,7 @@ def print_summary(client: Client, run: protocol.RunView, *, quiet: bool = False)
     """What a person wants to know when a run has ended. `quiet` leaves out all but failures."""
     if not quiet and run.packages:
         say()
-        print_packages(run, _artifact_sizes(client, run), limit=MAX_ROWS)
+        print_packages(run, artifact_sizes(client, run), limit=MAX_ROWS)
         say()
     failed = [package for package in run.packages if package.state == "failed"]
     for package in failed[:MAX_FAILURES]:
@@ -61,7 +61,7 @@ def print_summary(client: Client, run: protocol.RunView, *, quiet: bool = False)
     state = paint(run.state, STATE_COLOURS.get(run.state))
     say(f"run {run.number} {state}{took(run)}: {counts(run.stats)}")
     if not quiet:
-        _print_places(run)
+        _print_places(client, run)
 
 
 def print_packages(
@@ -120,8 +120,8 @@ def log_end(client: Client, build: str) -> list[str]:
     return [screen_line(line) for line in lines[-LOG_LINES:]]
 
 
-def _artifact_sizes(client: Client, run: protocol.RunView) -> dict[str, int]:
-    """Bytes by output id and by path of the newest artifacts; the summary is as good without."""
+def artifact_sizes(client: Client, run: protocol.RunView) -> dict[str, int]:
+    """Bytes by output id and by path of the newest artifacts; a table is as good without."""
     params = protocol.ArtifactListParams(limit=max(100, 2 * len(run.packages)))
     try:
         found = client.call("artifact.list", params, protocol.ArtifactList).artifacts
@@ -130,12 +130,23 @@ def _artifact_sizes(client: Client, run: protocol.RunView) -> dict[str, int]:
     return {name: artifact.bytes for artifact in found for name in (artifact.output_id, artifact.path)}
 
 
-def _print_places(run: protocol.RunView) -> None:
-    made = [package for package in run.packages if package.artifact and package.state in ("success", "skipped")]
-    if made:
-        directories = {os.path.dirname(package.artifact or "") for package in made}
-        where = f" are in {directories.pop()}" if len(directories) == 1 and "" not in directories else ""
-        say(f"artifacts{where}: buildctl artifacts get {printable(made[-1].name)}")
+def _print_places(client: Client, run: protocol.RunView) -> None:
+    made = [package for package in run.packages if package.artifact]
     built = next((package for package in run.packages if package.build_id), None)
-    if built is not None:
-        say(f"logs: buildctl logs {run.number} {printable(built.name)}")
+    if not made and built is None:
+        return
+    state_dir = client.call("daemon.status", None, protocol.DaemonStatus).state_dir
+    if made:
+        where = _below(state_dir, made[-1].artifact or "")
+        say(f"artifacts: {where}buildctl artifacts get {printable(made[-1].name)}")
+    if built is not None and built.build_id is not None:
+        log = client.call("build.show", protocol.BuildParams(build=built.build_id), BuildRecord).log
+        say(f"logs: {_below(state_dir, log)}buildctl logs {run.number} {printable(built.name)}")
+
+
+def _below(state_dir: str, path: str) -> str:
+    """`DIRECTORY, ` for the directory of `state_dir` that holds `path`; nothing when it lies elsewhere."""
+    if not path.startswith(f"{state_dir}/"):
+        return ""
+    kind = os.path.relpath(path, state_dir).partition("/")[0]
+    return f"{printable(os.path.join(state_dir, kind))}, or "

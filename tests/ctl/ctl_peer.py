@@ -181,7 +181,7 @@ class Peer:
             "state": "success",
             "started_at": 1.7e9,
             "completed_at": 1.7e9 + 12.5,
-            "log": f"/var/log/{id_}",
+            "log": f"/var/lib/buildd/logs/{id_[:2]}/{id_}.log",
             "log_bytes": len(log),
         }
         with self.lock:
@@ -398,7 +398,7 @@ class Peer:
             raise NotFound(f"no artifact {name}")
         return p.Artifact(
             output_id=name,
-            path=f"/artifacts/{name}",
+            path=f"/var/lib/buildd/artifacts/{name}",
             bytes=len(self.exports[name]),
             files=2,
             created_at=1.7e9,

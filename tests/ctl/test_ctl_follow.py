@@ -53,11 +53,15 @@ def story(peer: Peer, failing: bool = False) -> Callable[[str], None]:
         else:
             done = {"duration_s": 1.5, "build_id": BUILD, "log_bytes": 2048}
             peer.exports = {"abc": b"x" * 3072}
+            peer.add_build(BUILD, run, "a")
             peer.emit("package_completed", run=run, package="a", data={"state": "success", "duration_s": 1.5})
             peer.emit(
                 "package_completed", run=run, package="b", data={"state": "skipped", "message": "CRC match, skipped"}
             )
-            packages = (package("a", "success", artifact="abc", **done), package("b", "skipped"))
+            packages = (
+                package("a", "success", artifact="/var/lib/buildd/artifacts/abc", **done),
+                package("b", "skipped"),
+            )
             state("building", "completed", packages=packages, completed_at=time.time())
 
     return tell
@@ -82,7 +86,10 @@ def test_without_a_terminal_there_is_a_line_per_change_and_a_summary(peer: Peer,
     assert lines[2].split()[:4] == ["=", "b", "1.0", "skipped"]
     assert lines[4].startswith("run 1 completed in ")
     assert lines[4].endswith(": 2 packages = 1 success + 1 skipped")
-    assert lines[5:] == ["artifacts: buildctl artifacts get a", "logs: buildctl logs 1 a"]
+    assert lines[5:] == [
+        "artifacts: /var/lib/buildd/artifacts, or buildctl artifacts get a",
+        "logs: /var/lib/buildd/logs, or buildctl logs 1 a",
+    ]
 
 
 def test_a_failure_shows_its_reason_the_end_of_its_log_and_where_the_rest_is(peer: Peer, ctl: Ctl) -> None:

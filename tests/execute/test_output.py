@@ -175,8 +175,8 @@ def test_the_output_id_does_not_depend_on_order_times_or_modes_beyond_execution(
 
 
 def test_different_outputs_have_different_ids(tmp_path: Path) -> None:
-    def entry(path: str, **other: str) -> OutputEntry:
-        return OutputEntry(path=path, kind="link", mode=0o777, **other)
+    def entry(path: str, target: str = "", sha256: str = "") -> OutputEntry:
+        return OutputEntry(path=path, kind="link", mode=0o777, target=target, sha256=sha256)
 
     listings = [
         (),
@@ -244,9 +244,11 @@ def test_a_file_with_a_name_outside_is_copied_and_one_with_two_inside_is_not(tmp
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Path]:
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
     """A directory on another file system than tmp_path."""
     base = Path("/dev/shm")
+    if not os.access(base, os.W_OK) or base.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is only one file system to write to")
     path = base / f"buildd-test-{os.getpid()}-{random.getrandbits(32):08x}"
     path.mkdir()
     yield path
@@ -254,8 +256,6 @@ def elsewhere() -> Iterator[Path]:
 
 
 def test_a_tree_on_another_file_system_is_copied(tmp_path: Path, elsewhere: Path) -> None:
-    if tmp_path.stat().st_dev == elsewhere.stat().st_dev:
-        pytest.skip("there is only one file system to write to")
     root = make(elsewhere / "out", {"bin/x": "#!", "big": os.urandom(3_000_000)})
     (root / "bin/x").chmod(0o755)
     (root / "l").symlink_to("/nowhere")
@@ -271,13 +271,12 @@ def test_a_tree_on_another_file_system_is_copied(tmp_path: Path, elsewhere: Path
 
 
 def test_a_failed_publish_leaves_nothing_at_or_beside_the_destination(tmp_path: Path, elsewhere: Path) -> None:
+    calls = iter(range(100))
+
     def check() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
+        if next(calls) == 7:  # while the second file is copied
             raise KeyboardInterrupt
 
-    calls = 0
     root = make(elsewhere / "out", {"a": "x", "b": "x", "c": "x", "d": "x"})
     (tmp_path / "store").mkdir()
     with pytest.raises(KeyboardInterrupt):
@@ -350,7 +349,7 @@ def test_modes_do_not_keep_a_tree(tmp_path: Path, unprivileged: None) -> None:
 
 def test_a_tree_deeper_than_any_path_can_say_is_removed(tmp_path: Path) -> None:
     top = handle = os.open(make(tmp_path / "t", {}), os.O_RDONLY)
-    for _ in range(1500):
+    for _ in range(400):
         os.mkdir("d" * 50, dir_fd=handle)
         inner = os.open("d" * 50, os.O_RDONLY, dir_fd=handle)
         os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
@@ -360,7 +359,7 @@ def test_a_tree_deeper_than_any_path_can_say_is_removed(tmp_path: Path) -> None:
     os.close(handle)
     os.close(top)
     before = len(os.listdir("/proc/self/fd"))
-    assert remove_tree(tmp_path / "t") == 3001
+    assert remove_tree(tmp_path / "t") == 801
     assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -374,7 +373,7 @@ def test_what_cannot_be_removed_is_named_and_the_rest_is_gone(tmp_path: Path, mo
             raise PermissionError(1, "Operation not permitted")
         real(path, dir_fd=dir_fd)
 
-    monkeypatch.setattr(tree_module.os, "unlink", unlink)
+    monkeypatch.setattr("buildd.execute.tree.os.unlink", unlink)
     with pytest.raises(OSError, match="cannot remove: Operation not permitted") as caught:
         remove_tree(root)
     assert caught.value.filename == str(root / "a/stuck")
@@ -397,7 +396,7 @@ def test_entries_that_vanish_or_appear_meanwhile_are_no_error(tmp_path: Path, mo
             if (root / "a/y").exists():
                 real(root / "a/y")
 
-    monkeypatch.setattr(tree_module.os, "unlink", unlink)
+    monkeypatch.setattr("buildd.execute.tree.os.unlink", unlink)
     remove_tree(root)
     assert added
     assert not root.exists()
