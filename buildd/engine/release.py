@@ -9,7 +9,7 @@ from pathlib import Path
 from buildd.engine.progress import PackageRun
 from buildd.publish.tarball import tarball_name
 from buildd.store.artifacts import ArtifactStore, file_digest
-from buildd.execute.tree import remove_tree
+from buildd.store.tree import remove_tree
 
 
 def collect_release(directory: Path, packages: Sequence[PackageRun], artifacts: ArtifactStore) -> int:

@@ -24,8 +24,8 @@ from msgspec import Struct
 from buildd.errors import BuildFailure
 from buildd.execute.inflate import BROKEN, inflated
 from buildd.execute.members import ForwardFile, read_tar, read_zip, text_of
-from buildd.execute.tree import DIRECTORY, remove_tree, uncancelled
 from buildd.execute.unpack import ArchiveError, ExtractLimits, Landing, merge
+from buildd.store.tree import DIRECTORY, remove_tree, uncancelled
 
 __all__ = ["ExtractLimits", "Extracted", "copy_file", "extract", "source_directory"]
 

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from buildd.config import Config
 from buildd.errors import BuildFailure, FailureReason
-from buildd.execute.archive import ExtractLimits, copy_file, extract
+from buildd.execute.archive import ExtractLimits, copy_file, extract, source_directory
 from buildd.execute.download import DistfileCache
 from buildd.execute.patches import Patch, patch_list, patch_script
 from buildd.execute.proctree import COOKIE
@@ -36,7 +36,7 @@ from buildd.publish.tarball import pack
 from buildd.repos.trees import GitStore
 from buildd.store.artifacts import ArtifactStore, Manifest
 from buildd.store.logs import Logs
-from buildd.execute.tree import remove_tree
+from buildd.store.tree import remove_tree
 
 log = structlog.get_logger()
 
@@ -309,8 +309,7 @@ class _Builder:
             self._book.end(phase, 0)
 
     def _extract(self, source: Source) -> None:
-        into = self._work / "src" / source.into
-        into.mkdir(parents=True, exist_ok=True)
+        into = source_directory(self._work / "src", source.into)
         limit = self._tools.config().fetch.max_bytes
         if not source.extract:
             copy_file(

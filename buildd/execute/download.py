@@ -29,9 +29,9 @@ from msgspec import Struct
 
 from buildd.errors import BuildFailure
 from buildd.execute.transport import FetchError, Proxies, Transport, redacted
-from buildd.execute.tree import CHUNK, sync_directory, write_all
 from buildd.execute.wire import Address
 from buildd.model import Source
+from buildd.store.tree import CHUNK, sync_directory, write_all
 
 T = TypeVar("T")
 

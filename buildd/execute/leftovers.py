@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from buildd.execute.proctree import kill_until_gone, with_cookie
-from buildd.execute.tree import remove_tree
+from buildd.store.tree import remove_tree
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from buildd.errors import BuildFailure
-from buildd.execute.tree import DIRECTORY, open_directory, write_all
+from buildd.store.tree import DIRECTORY, open_directory, write_all
 
 Parts = tuple[str, ...]
 """A path as its components, none of which is empty, `.` or `..`."""

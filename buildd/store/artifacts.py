@@ -24,9 +24,9 @@ from msgspec import Struct
 from buildd.errors import InvalidInput, NotFound
 from buildd.model import BuildRecord
 from buildd.planner.keys import KeyParts
-from buildd.execute.listing import OutputEntry, OutputListing, output_id, scan
-from buildd.execute.output import publish
-from buildd.execute.tree import remove_tree, sync_directory
+from buildd.store.listing import OutputEntry, OutputListing, output_id, scan
+from buildd.store.output import publish
+from buildd.store.tree import remove_tree, sync_directory
 
 FORMAT = 1
 _ID = re.compile(r"[0-9a-f]{64}")

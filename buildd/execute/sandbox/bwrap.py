@@ -12,14 +12,16 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from buildd.execute.output import compose_prefix, remove_tree
 from buildd.execute.proctree import alive, children, descendants, kill_until_gone, signal_all
 from buildd.execute.sandbox import Layout, Output
 from buildd.process import Process
+from buildd.store.output import compose_prefix
+from buildd.store.tree import remove_tree
 
 _ETC = (
     "alternatives",
@@ -184,7 +186,9 @@ class BwrapSandbox:
             return
         directory = self._prefixes / build
         try:
-            await trio.to_thread.run_sync(compose_prefix, trees, directory)
+            await trio.to_thread.run_sync(
+                partial(compose_prefix, trees, directory, check=trio.from_thread.check_cancelled)
+            )
             yield directory
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):

@@ -16,7 +16,7 @@ from buildd.execute.sandbox import Sandbox
 from buildd.execute.sandbox.bwrap import BwrapSandbox
 from buildd.execute.sandbox.plain import PlainSandbox
 from buildd.process import spawn
-from buildd.execute.tree import remove_tree
+from buildd.store.tree import remove_tree
 
 log = structlog.get_logger()
 

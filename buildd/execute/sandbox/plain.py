@@ -20,7 +20,6 @@ from pathlib import Path
 import trio
 
 from buildd.errors import BuildFailure
-from buildd.execute.output import remove_tree
 from buildd.execute.proctree import (
     become_subreaper,
     descendants,
@@ -31,6 +30,7 @@ from buildd.execute.proctree import (
 )
 from buildd.execute.sandbox import Layout, Output
 from buildd.process import Process
+from buildd.store.tree import remove_tree
 
 
 class PlainTree:

@@ -16,9 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from buildd.errors import BuildFailure
-from buildd.execute.listing import OutputEntry, OutputListing, output_id, scan
-from buildd.execute.tarball import write_tar_zst
-from buildd.execute.tree import (
+from buildd.store.tree import (
     DIRECTORY,
     chmod_at,
     copy_bytes,
@@ -27,17 +25,6 @@ from buildd.execute.tree import (
     sync_directory,
     uncancelled,
 )
-
-__all__ = [
-    "OutputEntry",
-    "OutputListing",
-    "compose_prefix",
-    "output_id",
-    "publish",
-    "remove_tree",
-    "scan",
-    "write_tar_zst",
-]
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP}  # a hard link will not do: copy

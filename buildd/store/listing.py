@@ -18,7 +18,7 @@ from typing import Literal
 from msgspec import Struct
 
 from buildd.errors import BuildFailure
-from buildd.execute.tree import CHUNK, chmod_at, open_directory, uncancelled
+from buildd.store.tree import CHUNK, chmod_at, open_directory, uncancelled
 
 MAX_DEPTH = 200
 """Directories below one another; each one is an open descriptor while it is read."""

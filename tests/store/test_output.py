@@ -18,17 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildd.errors import BuildFailure
-from buildd.execute import tree as tree_module
-from buildd.execute.output import (
-    OutputEntry,
-    OutputListing,
-    compose_prefix,
-    output_id,
-    publish,
-    remove_tree,
-    scan,
-    write_tar_zst,
-)
+from buildd.publish.tarball import write_tar_zst
+from buildd.store import tree as tree_module
+from buildd.store.listing import OutputEntry, OutputListing, output_id, scan
+from buildd.store.output import compose_prefix, publish
+from buildd.store.tree import remove_tree
 
 MTIME = 315_532_800
 
@@ -373,7 +367,7 @@ def test_what_cannot_be_removed_is_named_and_the_rest_is_gone(tmp_path: Path, mo
             raise PermissionError(1, "Operation not permitted")
         real(path, dir_fd=dir_fd)
 
-    monkeypatch.setattr("buildd.execute.tree.os.unlink", unlink)
+    monkeypatch.setattr("buildd.store.tree.os.unlink", unlink)
     with pytest.raises(OSError, match="cannot remove: Operation not permitted") as caught:
         remove_tree(root)
     assert caught.value.filename == str(root / "a/stuck")
@@ -396,7 +390,7 @@ def test_entries_that_vanish_or_appear_meanwhile_are_no_error(tmp_path: Path, mo
             if (root / "a/y").exists():
                 real(root / "a/y")
 
-    monkeypatch.setattr("buildd.execute.tree.os.unlink", unlink)
+    monkeypatch.setattr("buildd.store.tree.os.unlink", unlink)
     remove_tree(root)
     assert added
     assert not root.exists()
