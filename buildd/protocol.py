@@ -13,12 +13,12 @@ import msgspec
 from msgspec import Struct
 
 from buildd.model import (
-    BuildRecord,
-    CloneProgress,
-    Event,
-    PackageState,
-    Repository,
-    Stats,
+    BuildRecord as BuildRecord,
+    CloneProgress as CloneProgress,
+    Event as Event,
+    PackageState as PackageState,
+    Repository as Repository,
+    Stats as Stats,
 )
 
 VERSION = 1

@@ -16,11 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from buildd.protocol import Event
 from ctl.follow import Progress, Running
 from ctl.lines import ending
 from ctl.output import MARKS, STATE_COLOURS
 from ctl.text import duration, printable, screen_line, size
-from ctl.wire import Event
 
 NARROW = 60
 """Columns below which there is no room for the last line of output."""

@@ -14,13 +14,13 @@ from types import FrameType
 import msgspec
 
 from buildd import protocol
+from buildd.protocol import Event
 from ctl.client import QUICK_S, Client, connect
 from ctl.failure import INTERRUPTED, OK, CtlError, Gone
 from ctl.follow import newest_event
 from ctl.output import note
 from ctl.text import moment, printable
 from ctl.verbs import Verb
-from ctl.wire import Event
 
 POLL_S = 30.0
 

@@ -11,10 +11,10 @@ import time
 from typing import Protocol
 
 from buildd import protocol
+from buildd.protocol import Event, Stats
 from ctl.client import COME_BACK_S, QUICK_S, Client
 from ctl.failure import Gone
 from ctl.output import note
-from ctl.wire import Event, Stats
 
 INTERVAL_S = 0.2
 """Least time between two requests of one kind, and between two drawings."""

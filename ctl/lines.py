@@ -6,10 +6,10 @@ import sys
 import time
 from typing import TextIO
 
+from buildd.protocol import Event
 from ctl.follow import ENDINGS, Progress
 from ctl.output import MARKS
 from ctl.text import clock, duration, printable, size
-from ctl.wire import Event
 
 CLONE_LINE_S = 5.0
 """Least time between two lines about one clone."""

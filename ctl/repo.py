@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from buildd import protocol
+from buildd.protocol import Repository
 from ctl.client import QUICK_S, Client, connect
 from ctl.failure import FAILED, INTERRUPTED, OK
 from ctl.follow import newest_event
@@ -14,7 +15,6 @@ from ctl.output import note, say, say_json, say_lines
 from ctl.target import absolute
 from ctl.text import moment, printable, size, table
 from ctl.verbs import Verb, connection_options
-from ctl.wire import Repository
 
 POLL_S = 1.0
 """How often the progress of a clone is shown at least."""

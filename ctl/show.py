@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from buildd import protocol
+from buildd.protocol import BuildRecord
 from ctl.client import connect
 from ctl.failure import OK
 from ctl.output import STATE_COLOURS, paint, say, say_json, say_lines
@@ -12,7 +13,6 @@ from ctl.plan import fetch_plan, print_plan
 from ctl.summary import artifact_sizes, counts, print_packages, took
 from ctl.text import duration, moment, printable, size, table
 from ctl.verbs import Verb
-from ctl.wire import BuildRecord
 
 
 def _list(args: argparse.Namespace) -> int:

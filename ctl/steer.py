@@ -6,7 +6,7 @@ import argparse
 
 from buildd import protocol
 from ctl.client import connect
-from ctl.failure import OK
+from ctl.failure import OK, Gone
 from ctl.output import say
 from ctl.text import printable
 from ctl.verbs import Verb
@@ -32,7 +32,11 @@ def _reload(args: argparse.Namespace) -> int:
 
 
 def _shutdown(args: argparse.Namespace) -> int:
-    return _steer(args, "daemon.shutdown", protocol.ShutdownParams(drain=args.drain))
+    try:
+        return _steer(args, "daemon.shutdown", protocol.ShutdownParams(drain=args.drain))
+    except Gone:  # it was faster than its answer
+        say("stopped")
+        return OK
 
 
 def _none(parser: argparse.ArgumentParser) -> None:

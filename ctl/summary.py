@@ -7,11 +7,11 @@ import shutil
 import sys
 
 from buildd import protocol
+from buildd.protocol import BuildRecord, Stats
 from ctl.client import Client
 from ctl.failure import CtlError
 from ctl.output import MARKS, STATE_COLOURS, paint, say, say_lines
 from ctl.text import clip, duration, plural, printable, screen_line, size, table
-from ctl.wire import BuildRecord, Stats
 
 LOG_LINES = 15
 MAX_FAILURES = 10

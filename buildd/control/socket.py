@@ -33,6 +33,7 @@ MAX_PER_PEER = 32
 _SEND_QUEUE = 64  # answers that libzmq keeps for one peer that does not read
 _RECEIVE_QUEUE = 64
 _BACKLOG = 512
+_LAST_WORDS_MS = 100
 _PATH_LIMIT = 107  # of sockaddr_un, less the final NUL
 
 
@@ -96,7 +97,9 @@ class ControlSocket:
                 task_status.started()
                 await self._own(router, nursery)
         finally:
-            router.close(linger=0)
+            while self._outbox:  # the answer to `daemon.shutdown` is among these
+                self._send(router, self._outbox.popleft())
+            router.close(linger=_LAST_WORDS_MS)
             context.term()
             if adopted_fd is None:
                 os.unlink(path)

@@ -15,29 +15,27 @@ that URL belongs; otherwise it is removed, for nothing could ever find it again.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import structlog
 import trio
-from msgspec import Struct
 
 from buildd.errors import InvalidInput, NotFound, Refused
-from buildd.model import CloneProgress, CloneStatus, Repository
+from buildd.model import CloneStatus, Repository
 from buildd.process import Spawner, spawn
 from buildd.repos import local, trees
 from buildd.repos.cachedir import CacheDir, remove, sweep, tree_bytes
 from buildd.repos.catalog import Catalog
+from buildd.repos.jobs import ActiveClone, CloneAnswer, CloneSettings, Job, RepositoryStatus
 from buildd.repos.records import RepositoryRecords
 from buildd.repos.secrets import credentials_for
 from buildd.repos.transfer import CloneFailed, transfer
 from buildd.repos.url import SCHEMES, Credentials, RepoUrl, parse_url
-from buildd.repos.wire import Done, Operation, Progress, Request, Stage, Transport
+from buildd.repos.wire import Done, Operation, Progress, Request
 
 __all__ = ["ActiveClone", "CloneAnswer", "CloneFailed", "CloneSettings", "Clones", "RepositoryStatus"]
 
@@ -50,86 +48,6 @@ _EVENT_INTERVAL = 1.0
 """Seconds between two `clone_progress` events of one job: the journal keeps them all."""
 _CLEANUP_LIMIT = 20.0
 """Seconds that removing a tree may hold up what waits for it; what is left goes at the next start."""
-
-
-class CloneSettings(Struct, frozen=True, kw_only=True):
-    """How to clone. Times in seconds; `tokens` maps a host (`host` or `host:port`) to a file with its token."""
-
-    schemes: tuple[str, ...] = ("https", "ssh", "git", "file")
-    max_concurrent: int = 4
-    idle_timeout_s: float = 60.0
-    total_timeout_s: float = 7200.0
-    connect_timeout_s: float = 30.0
-    transport: Transport = "auto"
-    """`auto`: the git program when there is one, else libgit2."""
-    tokens: dict[str, str] = msgspec.field(default_factory=dict)
-    ssh_key: str | None = None
-    known_hosts: str | None = None
-
-
-class CloneAnswer(Struct, frozen=True, kw_only=True):
-    """What a request for a repository comes to, at once."""
-
-    status: Literal["accepted", "cloning", "cloned", "failed"]
-    path: str
-    message: str
-
-
-class ActiveClone(Struct, frozen=True, kw_only=True):
-    """A job that waits for a slot or runs. `stage` is None while it waits."""
-
-    url: str
-    operation: Operation
-    stage: Stage | None
-    started_at: float
-    waiters: int
-    progress: CloneProgress
-
-
-class RepositoryStatus(Struct, frozen=True, kw_only=True):
-    repository: Repository
-    users: int
-    """How many builds, maps … use the clone just now."""
-    active: ActiveClone | None
-
-
-class _Job:
-    """A clone or fetch on its way. `error` is set before `done`, once."""
-
-    def __init__(self, url: RepoUrl, operation: Operation, credentials: Credentials | None, now: float) -> None:
-        self.url = url
-        self.operation: Operation = operation
-        self.credentials = credentials
-        self.started_at = now
-        self.scope = trio.CancelScope()
-        self.done = trio.Event()
-        self.error: CloneFailed | None = None
-        self.why_cancelled = ""
-        self.waiters = 0
-        self.detached = False
-        self.running = False
-        self.progress = Progress(stage="connecting")
-        self.next_event = -math.inf
-
-    def cancel(self, why: str) -> None:
-        self.why_cancelled = self.why_cancelled or why
-        self.scope.cancel()
-
-    def active(self) -> ActiveClone:
-        progress = self.progress
-        return ActiveClone(
-            url=self.url.normalized,
-            operation=self.operation,
-            stage=progress.stage if self.running else None,
-            started_at=self.started_at,
-            waiters=self.waiters,
-            progress=CloneProgress(
-                received_objects=progress.received_objects,
-                total_objects=progress.total_objects,
-                indexed_objects=progress.indexed_objects,
-                received_bytes=progress.received_bytes,
-            ),
-        )
 
 
 class Clones:
@@ -151,7 +69,7 @@ class Clones:
         self._emit = emit
         self._spawner = spawner
         self._clock = clock
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._users: dict[str, int] = {}
         self._remembered: dict[str, Credentials] = {}
         self._slots = trio.CapacityLimiter(settings.max_concurrent)
@@ -268,7 +186,7 @@ class Clones:
             job.detached = True
             if job.operation == "fetch":
                 return CloneAnswer(status="cloned", path=repository.path, message="cloned; being refreshed")
-            return CloneAnswer(status="cloning", path=repository.path, message=_describe(job))
+            return CloneAnswer(status="cloning", path=repository.path, message=job.describe())
         status = repository.clone_status
         if status.status == "cloned":
             repository = self._catalog.touch(url.normalized)
@@ -383,13 +301,13 @@ class Clones:
             self._catalog.save(msgspec.structs.replace(self._blank(url), clone_status=status))
         return self._catalog.touch(url.normalized)
 
-    def _start(self, url: RepoUrl, operation: Operation) -> _Job:
+    def _start(self, url: RepoUrl, operation: Operation) -> Job:
         """Register and start a job. The caller made sure that there is none."""
         nursery = self._running()
         assert url.normalized not in self._jobs
         if url.credentials is not None:
             self._remembered[url.normalized] = url.credentials
-        job = _Job(url, operation, self._remembered.get(url.normalized), self._clock())
+        job = Job(url, operation, self._remembered.get(url.normalized), self._clock())
         self._jobs[url.normalized] = job
         if operation == "clone":
             repository = self._catalog.get(url.normalized) or self._blank(url)
@@ -398,13 +316,13 @@ class Clones:
         nursery.start_soon(self._work, job, name=f"{operation} {url.normalized}")
         return job
 
-    async def _request_after(self, old: _Job, url: RepoUrl) -> None:
+    async def _request_after(self, old: Job, url: RepoUrl) -> None:
         """Start a detached clone as soon as a cancelled one has cleaned up."""
         await old.done.wait()
         job = self._jobs.get(url.normalized) or self._start(url, "clone")
         job.detached = True
 
-    async def _wait_for(self, job: _Job) -> None:
+    async def _wait_for(self, job: Job) -> None:
         job.waiters += 1
         try:
             await job.done.wait()
@@ -416,7 +334,7 @@ class Clones:
             # Each waiter gets an exception of its own: tracebacks must not grow into each other.
             raise CloneFailed(job.error.kind, job.error.message, hint=job.error.hint)
 
-    async def _work(self, job: _Job) -> None:
+    async def _work(self, job: Job) -> None:
         error: CloneFailed | None = CloneFailed("interrupted", "interrupted: the daemon is ending")
         try:
             with job.scope:
@@ -428,7 +346,7 @@ class Clones:
         finally:
             self._finish(job, error)
 
-    async def _attempt(self, job: _Job) -> CloneFailed | None:
+    async def _attempt(self, job: Job) -> CloneFailed | None:
         url = job.url.normalized
         self._emit("clone_started", url, {"operation": job.operation})
         try:
@@ -439,7 +357,7 @@ class Clones:
             return CloneFailed("other", f"cannot keep the clone of {url}: {error}")
         return None
 
-    def _finish(self, job: _Job, error: CloneFailed | None) -> None:
+    def _finish(self, job: Job, error: CloneFailed | None) -> None:
         url = job.url.normalized
         del self._jobs[url]
         job.error = error
@@ -451,7 +369,7 @@ class Clones:
             log.warning("clone failed", url=url, **data)
         job.done.set()
 
-    async def _clone(self, job: _Job) -> None:
+    async def _clone(self, job: Job) -> None:
         incoming = self._cache.incoming()
         try:
             done = await self._transfer(job, incoming)
@@ -463,7 +381,7 @@ class Clones:
             raise
         self._emit("clone_completed", job.url.normalized, self._summary(job, done.bytes, changed=True))
 
-    async def _fetch(self, job: _Job) -> None:
+    async def _fetch(self, job: Job) -> None:
         url = job.url.normalized
         repository = self._catalog.get(url)
         assert repository is not None
@@ -477,7 +395,7 @@ class Clones:
         self._record(job, done.bytes)
         self._emit("repo_refreshed", url, self._summary(job, done.bytes, changed=done.changed))
 
-    def _record(self, job: _Job, size: int) -> None:
+    def _record(self, job: Job, size: int) -> None:
         repository = self._catalog.get(job.url.normalized)
         assert repository is not None
         now = self._clock()
@@ -486,7 +404,7 @@ class Clones:
             status = CloneStatus(status="cloned", started_at=job.started_at, completed_at=now)
         self._catalog.save(msgspec.structs.replace(repository, clone_status=status, bytes=size, fetched_at=now))
 
-    def _summary(self, job: _Job, size: int, *, changed: bool) -> dict[str, object]:
+    def _summary(self, job: Job, size: int, *, changed: bool) -> dict[str, object]:
         repository = self._catalog.get(job.url.normalized)
         return {
             "path": repository.path if repository is not None else "",
@@ -495,7 +413,7 @@ class Clones:
             "duration": round(self._clock() - job.started_at, 3),
         }
 
-    async def _transfer(self, job: _Job, path: Path) -> Done:
+    async def _transfer(self, job: Job, path: Path) -> Done:
         settings = self._settings
         credentials = await trio.to_thread.run_sync(credentials_for, job.url, job.credentials, settings.tokens)
         request = Request(
@@ -520,7 +438,7 @@ class Clones:
             report=lambda progress: self._progress(job, progress),
         )
 
-    def _progress(self, job: _Job, progress: Progress) -> None:
+    def _progress(self, job: Job, progress: Progress) -> None:
         job.progress = progress
         now = trio.current_time()
         if now >= job.next_event:
@@ -537,10 +455,3 @@ class Clones:
                 log.warning("cannot remove a directory", path=str(path), error=str(error))
         if scope.cancelled_caught:
             log.warning("removing a directory takes long; it goes on in the background", path=str(path))
-
-
-def _describe(job: _Job) -> str:
-    if not job.running:
-        return "waiting for a free clone slot"
-    progress = job.active().progress
-    return f"being cloned: {progress.percent:.0f} %, {progress.received_bytes} bytes so far"

@@ -12,6 +12,7 @@ from buildd.repos.wire import FailureClass
 
 _SIGNS: tuple[tuple[FailureClass, str], ...] = (
     ("disk_full", r"no space left|disk quota exceeded|disk full|file too large"),
+    ("network", r"non-properly terminated|ssl_read|ssl_error_syscall"),
     (
         "host_key",
         r"host key verification failed|remote host identification has changed|no matching host key"
@@ -39,7 +40,7 @@ _SIGNS: tuple[tuple[FailureClass, str], ...] = (
         r"could not resolve|name or service not known|temporary failure in name|connection (refused|reset|timed out)"
         r"|unable to connect|failed to connect|connection closed|connection was closed|hung up|early eof"
         r"|network is unreachable|no route to host|timed out|timeout|broken pipe|unexpected disconnect"
-        r"|\b50[0-9]\b|could not read from remote|eof|unable to look up|failed to resolve|error in sideband"
+        r"|\b50[0-9]\b|could not read (from|refs from) remote|eof|unable to look up|failed to resolve|error in sideband"
         r"|empty reply|transfer closed|bad pack|protocol error|invalid pkt",
     ),
 )

@@ -62,7 +62,8 @@ class GitTransport:
         )
 
     def fetch(self, report: Callable[[Progress], None]) -> None:
-        where = ["-C", self._request.path]
+        # Named outright: a damaged clone must not make git look for a repository in the directories above.
+        where = [f"--git-dir={self._request.path}"]
         head = self._run([*where, "ls-remote", "--symref", "--", self._request.url, "HEAD"], None)
         self._run(
             [
@@ -106,7 +107,7 @@ class GitTransport:
             os.close(err_read)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status != 0:
-            message = clean(words, self._secrets) or f"git {arguments[0]} ended with status {status}"
+            message = clean(words, self._secrets) or f"git ended with status {status}"
             raise TransferError(classify(message), message)
         return output
 

@@ -109,15 +109,15 @@ class Journal:
         """
         position = self._visible if after < 0 else after
         limit = max(1, min(limit, MAX_EVENTS))
-        with trio.move_on_after(timeout):
-            while True:
-                arrival = self._arrival
-                events, position = await self._read(position, limit, run, kinds)
-                if events:
-                    return PollResult(events=tuple(events), next=position)
-                if position >= self._visible:
+        deadline = trio.current_time() + timeout
+        while True:
+            arrival = self._arrival
+            events, position = await self._read(position, limit, run, kinds)
+            if events or trio.current_time() >= deadline:
+                return PollResult(events=tuple(events), next=position)
+            if position >= self._visible:
+                with trio.move_on_at(deadline):
                     await arrival.wait()
-        return PollResult(events=(), next=position)
 
     async def _read(self, after: int, limit: int, run: str | None, kinds: Collection[str]) -> tuple[list[Event], int]:
         """Matching events after a number, and the number up to which that answer is complete."""

@@ -58,6 +58,15 @@ def test_steering_verbs_print_what_the_daemon_says(peer: Peer, ctl: Ctl) -> None
     assert ctl("shutdown", "--drain").stdout == "drains, then stops\n"
 
 
+def test_a_daemon_that_stops_before_it_answers_has_done_as_told(peer: Peer, background: Background) -> None:
+    peer.silent.add("daemon.shutdown")
+    client = background("shutdown")
+    peer.wait_for_call("daemon.shutdown")
+    peer.stop()
+    assert client.communicate(timeout=5)[0] == "stopped\n"
+    assert client.returncode == 0
+
+
 def test_start_sends_every_option_and_says_how_to_follow(peer: Peer, ctl: Ctl, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     options = ["--fail-fast", "--force", "--fetch-only", "--no-refresh", "--priority", "-3"]

@@ -129,7 +129,8 @@ class _Backend(BaseHTTPRequestHandler):
     """Smart http by `git http-backend`, one process per request."""
 
     server: HttpServer
-    protocol_version = "HTTP/1.0"
+    protocol_version = "HTTP/1.1"
+    timeout = 20
 
     def log_message(self, *_: object) -> None:
         pass
@@ -153,12 +154,14 @@ class _Backend(BaseHTTPRequestHandler):
         if wanted is not None and self.headers.get("Authorization") != wanted:
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="git"')
+            self.send_header("Content-Length", "0")
             self.end_headers()
             return
         path, _, query = self.path.partition("?")
         if self.server.redirect_to:
             self.send_response(302)
             self.send_header("Location", self.server.redirect_to + self.path)
+            self.send_header("Content-Length", "0")
             self.end_headers()
             return
         done = subprocess.run(
@@ -186,6 +189,7 @@ class _Backend(BaseHTTPRequestHandler):
         for name, value in headers:
             if name != "Status":
                 self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 

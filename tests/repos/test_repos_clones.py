@@ -1,5 +1,7 @@
 """Cloning from real servers: sharing, limits, failures, cancelling, crashes."""
 
+# ruff: noqa: ASYNC110, ASYNC240 - a test polls for what other processes do, and may look at the disk
+
 from __future__ import annotations
 
 import contextlib
@@ -12,6 +14,7 @@ import msgspec
 import psutil
 import pytest
 import trio
+import trio.testing
 from repos_servers import GitDaemon, MemoryRecords, StuckServer, commit, free_port, git, make_repository
 
 from buildd.errors import InvalidInput, NotFound, Refused

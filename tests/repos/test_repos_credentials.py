@@ -44,9 +44,11 @@ def https(tmp_path: Path, http: HttpServer, monkeypatch: pytest.MonkeyPatch) -> 
     if shutil.which("openssl") is None:
         pytest.skip("no openssl program")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-keyout", "key.pem", "-out", "ca.pem", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", "key.pem", "-out", "ca.pem", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        ],
         cwd=tmp_path,
         check=True,
         capture_output=True,

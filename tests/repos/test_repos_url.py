@@ -6,8 +6,7 @@ import re
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from buildd.errors import InvalidInput
 from buildd.repos.url import SCHEMES, parse_url
