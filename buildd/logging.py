@@ -17,8 +17,10 @@ def set_up(level: str) -> None:
     """Configure structlog for the process. May be called again with another level."""
     terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor
+    # without local variables: a token may be among them
+    as_json = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
     if terminal:
-        renderer = structlog.dev.ConsoleRenderer(sort_keys=False)
+        renderer = structlog.dev.ConsoleRenderer(sort_keys=False, exception_formatter=structlog.dev.plain_traceback)
     else:
         renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
     structlog.configure(
@@ -26,7 +28,7 @@ def set_up(level: str) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
-            *([] if terminal else [structlog.processors.dict_tracebacks]),
+            *([] if terminal else [as_json]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),

@@ -6,7 +6,8 @@ again after each of them; it waits only when there was nothing left to do. What 
 queue, and putting something there wakes the owner by cancelling its wait.
 
 Invariants: at most MAX_IN_FLIGHT requests are being answered, MAX_PER_PEER of one peer; frames over
-MAX_MESSAGE_BYTES end their connection inside libzmq; answers to a peer that does not read are dropped.
+MAX_MESSAGE_BYTES end their connection inside libzmq; answers to a peer that does not read are dropped;
+what libzmq collects of unfinished messages is bounded by `guard`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import trio
 import zmq
 from msgspec import Struct
 
+from buildd.control.guard import guard_memory
 from buildd.errors import InvalidInput
 from buildd.protocol import MAX_MESSAGE_BYTES
 
@@ -94,6 +96,7 @@ class ControlSocket:
             if adopted_fd is None:
                 _hand_over(path, mode, group)
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(guard_memory, path)
                 task_status.started()
                 await self._own(router, nursery)
         finally:

@@ -253,18 +253,10 @@ class Engine:
             await self._idle.wait()
 
     def find(self, text: str) -> Run | None:
-        """The unfinished run that an id, a prefix, a number or `latest` names; None when there is none.
-
-        Raises InvalidInput when several match.
-        """
-        if text == "latest":
-            return self._runs.get(max(self._by_number.items())[1].id) if self._by_number else None
+        """The unfinished run with this id or number; None when there is none."""
         if text.isascii() and text.isdigit() and len(text) < 12:
             return self._by_number.get(int(text))
-        found = [run for id, run in self._runs.items() if text and id.startswith(text)]
-        if len(found) > 1:
-            raise InvalidInput(f"several runs begin with {text!r}", hint="give more of the id, or the number")
-        return found[0] if found else None
+        return self._runs.get(text)
 
     def view(self, run: Run, *, packages: bool = True, live: bool = False) -> RunView:
         shown: list[RunPackage] = []
@@ -322,6 +314,8 @@ class Engine:
                 await self._conclude(run)
         except BuilddError as error:
             await self._end(run, Failed(error=error.message, hint=error.hint))
+        except OSError as error:
+            await self._end(run, Failed(error=f"{error.strerror}: {error.filename}", hint="free disk space?"))
         except Exception:
             log.exception("run failed by a fault of the daemon")
             await self._end(

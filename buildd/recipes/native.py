@@ -175,12 +175,7 @@ class _Reader:
             patches=tuple(self._inside("patches", p) for p in recipe.patches),
             tools=recipe.tools,
             formats=recipe.formats,
-            limits=Limits(
-                timeout=recipe.limits.timeout,
-                silence=recipe.limits.silence,
-                log=recipe.limits.log,
-                memory=recipe.limits.memory,
-            ),
+            limits=_limits(recipe.limits),
             default=recipe.default,
             summary=_one_line(recipe.summary),
             ignore=_one_line(recipe.ignore),
@@ -238,6 +233,16 @@ class _Reader:
         if normal.startswith(("/", "../")) or normal == ".." or _printable(normal) is None:
             raise self._wrong(f"{key} {path!r} is not a relative path inside the tree")
         return normal
+
+
+def _limits(table: _LimitsTable) -> Limits:
+    """With plain numbers, as they are stored."""
+    return Limits(
+        timeout=None if table.timeout is None else float(table.timeout),
+        silence=None if table.silence is None else float(table.silence),
+        log=None if table.log is None else int(table.log),
+        memory=None if table.memory is None else int(table.memory),
+    )
 
 
 def _printable(text: str) -> str | None:

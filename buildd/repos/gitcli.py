@@ -134,7 +134,7 @@ class _Reader:
     def _next(self, match: re.Match[str]) -> Progress:
         done = int(match["done"] or match["count"])
         if match["remote"]:
-            return Progress(stage="counting", remote_objects=self._now.remote_objects + 1)
+            return Progress(stage="counting", remote_messages=self._now.remote_messages + 1)
         total = int(match["total"] or done)
         title = match["title"]
         if title == "Receiving objects":

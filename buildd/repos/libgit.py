@@ -85,11 +85,11 @@ class _Callbacks(pygit2.RemoteCallbacks):
         self._request = request
         self._report = report
         self._asked = 0
-        self._remote_objects = 0
+        self._remote_messages = 0
 
     def sideband_progress(self, string: str) -> None:
-        self._remote_objects += 1
-        self._report(Progress(stage="counting", remote_objects=self._remote_objects))
+        self._remote_messages += 1
+        self._report(Progress(stage="counting", remote_messages=self._remote_messages))
 
     def transfer_progress(self, stats: TransferProgress) -> None:
         everything = stats.received_objects == stats.total_objects

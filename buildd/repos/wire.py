@@ -45,8 +45,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     total_objects: int = 0
     indexed_objects: int = 0
     received_bytes: int = 0
-    remote_objects: int = 0
-    """Objects the server says it has looked at so far; a sign of life before it sends any."""
+    remote_messages: int = 0
+    """How often the server has told of its own progress; a sign of life before it sends anything."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

@@ -66,7 +66,7 @@ def until(process: subprocess.Popen[str], words: str) -> None:
     pytest.fail(f"the output ended without {words!r}")
 
 
-@pytest.mark.skipif(not all(map(shutil.which, ("cc", "make", "patch"))), reason="needs cc, make and patch")
+@pytest.mark.skipif(not all(map(shutil.which, ("cc", "make"))), reason="needs cc and make")
 def test_the_workspace_is_built_with_a_fetched_source_and_again_without_complaint(home: Path) -> None:
     for _ in range(2):
         code, output = run(home, "./examples/workspace//tally", "./examples/workspace//roman")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -182,19 +181,6 @@ async def test_configuration_of_the_user_is_not_read(
             await clones.ensure(server.url("one"), refresh=True)
             assert GitStore(Path(repository.path)).resolve() == git("rev-parse", "HEAD", cwd=source)
     assert not (tmp_path / "marker").exists()
-
-
-def test_a_worker_needs_less_than_half_a_second_more_than_git(tmp_path: Path, server: GitDaemon) -> None:
-    make_repository(server.root / "one")
-    url = server.url("one")
-    best = min(_seconds(request_for(tmp_path / f"w{n}", url=url, origin=url)) for n in range(3))
-    assert best < 0.5
-
-
-def _seconds(request: Request) -> float:
-    start = time.monotonic()
-    assert not isinstance(ask(request), Failure)
-    return time.monotonic() - start
 
 
 @pytest.mark.parametrize(

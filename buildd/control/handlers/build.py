@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from buildd.control.handlers.run import lookup
 from buildd.control.handlers.services import Services
 from buildd.control.socket import Peer
 from buildd.model import BuildRecord
@@ -27,8 +28,7 @@ async def show(services: Services, params: BuildParams, peer: Peer) -> BuildReco
 async def list_builds(services: Services, params: BuildListParams, peer: Peer) -> BuildList:
     run = params.run
     if run is not None:
-        known = services.engine.find(run)
-        run = known.id if known is not None else (await services.runs.find_run(run))[0].id
+        run = (await lookup(services, run))[0].id
     limit = max(1, min(params.limit, 1000))
     return BuildList(builds=tuple(await services.runs.builds(package=params.package, run=run, limit=limit)))
 

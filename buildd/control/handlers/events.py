@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from buildd.control.handlers.run import lookup
 from buildd.control.handlers.services import Services
 from buildd.control.socket import Peer
 from buildd.protocol import MAX_POLL_S, PollParams, PollResult
@@ -10,8 +11,7 @@ from buildd.protocol import MAX_POLL_S, PollParams, PollResult
 async def poll(services: Services, params: PollParams, peer: Peer) -> PollResult:
     run = params.run
     if run is not None:
-        known = services.engine.find(run)
-        run = known.id if known is not None else (await services.runs.find_run(run))[0].id
+        run = (await lookup(services, run))[0].id
     return await services.journal.poll(
         params.after,
         timeout=max(0.0, min(params.timeout, MAX_POLL_S)),

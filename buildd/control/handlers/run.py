@@ -8,6 +8,7 @@ import trio
 from buildd.control.handlers.services import Services
 from buildd.control.rights import user_name
 from buildd.control.socket import Peer
+from buildd.engine.run import Run
 from buildd.engine.views import run_view, selected
 from buildd.errors import NotFound, Refused
 from buildd.protocol import (
@@ -19,6 +20,7 @@ from buildd.protocol import (
     PlanResult,
     RunList,
     RunListParams,
+    RunPackage,
     RunStatusParams,
     RunView,
     ShowParams,
@@ -28,6 +30,7 @@ from buildd.protocol import (
     WaitParams,
     WaitResult,
 )
+from buildd.store.runs import RunRecord
 
 
 async def start(services: Services, params: StartParams, peer: Peer) -> StartResult:
@@ -55,14 +58,22 @@ async def plan(services: Services, params: PlanParams, peer: Peer) -> PlanResult
     )
 
 
-async def view(services: Services, text: str, *, packages: bool = True, live: bool = False) -> RunView:
-    """The run that `text` names, whether it has ended or not. Raises NotFound or InvalidInput."""
+async def lookup(services: Services, text: str) -> tuple[RunRecord, Run | None, tuple[RunPackage, ...]]:
+    """The run that `text` names: its record; the engine's, if it has not ended; its packages, if it has.
+
+    Raises NotFound or InvalidInput.
+    """
     run = services.engine.find(text)
     if run is not None:
-        return services.engine.view(run, packages=packages, live=live)
-    record, recorded = await services.runs.find_run(text)
-    run = services.engine.find(record.id)
-    if run is not None:  # `latest` and prefixes may name an unfinished run that the engine knows better
+        return run.record, run, ()
+    record, packages = await services.runs.find_run(text)
+    return record, services.engine.find(record.id), packages
+
+
+async def view(services: Services, text: str, *, packages: bool = True, live: bool = False) -> RunView:
+    """The run that `text` names. Raises NotFound or InvalidInput."""
+    record, run, recorded = await lookup(services, text)
+    if run is not None:
         return services.engine.view(run, packages=packages, live=live)
     return run_view(record, packages=recorded if packages else ())
 
@@ -81,18 +92,17 @@ async def list_recent(services: Services, params: RunListParams, peer: Peer) -> 
 
 
 async def wait(services: Services, params: WaitParams, peer: Peer) -> WaitResult:
-    run = services.engine.find(params.run)
+    record, run, _ = await lookup(services, params.run)
     if run is None:
-        return WaitResult(finished=True, run=await view(services, params.run))
+        return WaitResult(finished=True, run=await view(services, record.id))
     with trio.move_on_after(max(0.0, min(params.timeout, MAX_POLL_S))):
         await run.finished.wait()
-    return WaitResult(finished=run.finished.is_set(), run=await view(services, run.id))
+    return WaitResult(finished=run.finished.is_set(), run=await view(services, record.id))
 
 
 async def cancel(services: Services, params: CancelParams, peer: Peer) -> Ok:
-    run = services.engine.find(params.run)
+    record, run, _ = await lookup(services, params.run)
     if run is None:
-        record, _ = await services.runs.find_run(params.run)
         raise Refused(f"run {record.number} has already ended", hint=f"`buildctl show {record.number}` tells how")
     return Ok(message=services.engine.cancel(run, params.package, user_name(peer.uid)))
 
