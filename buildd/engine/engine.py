@@ -243,7 +243,7 @@ class Engine:
         for run in self._runs.values():
             run.preparing.cancel()
             for control in run.builds.values():
-                control.cancel("interrupted", "the daemon was stopped; it will be built again", grace_s=grace())
+                control.cancel("interrupted", "the daemon was stopped; it will be built again", grace=grace)
         await self.wait_idle()
 
     async def wait_idle(self) -> None:
@@ -512,7 +512,7 @@ class Engine:
         self._after_change(run)
 
     def _stop_build(self, run: Run, name: str, message: str) -> None:
-        run.builds[name].cancel("cancelled", message, grace_s=CANCEL_GRACE_S)
+        run.builds[name].cancel("cancelled", message, grace=lambda: CANCEL_GRACE_S)
 
     # --- building -----------------------------------------------------------------------------------------
 

@@ -87,15 +87,20 @@ class BuildControl:
     def __init__(self) -> None:
         self._scope = trio.CancelScope()
         self._why: tuple[FailureReason, str] | None = None
-        self.grace_s = 0.0
-        """Seconds between SIGTERM and SIGKILL; may be lowered until SIGKILL is sent."""
+        self._grace: Callable[[], float] = lambda: 0.0
 
-    def cancel(self, reason: FailureReason, message: str, *, grace_s: float) -> None:
-        """End the build with `reason`; the first call decides."""
+    def cancel(self, reason: FailureReason, message: str, *, grace: Callable[[], float]) -> None:
+        """End the build with `reason`; the first call decides.
+
+        `grace()` is asked, again and again, for the seconds between SIGTERM and SIGKILL: it may shrink.
+        """
         if self._why is None:
             self._why = (reason, message)
-            self.grace_s = grace_s
+            self._grace = grace
             self._scope.cancel()
+
+    def grace(self) -> float:
+        return self._grace()
 
     @property
     def why(self) -> tuple[FailureReason, str] | None:
@@ -113,13 +118,24 @@ class PhaseBook:
         self.records: list[PhaseRecord] = []
         self._on_phase = on_phase
         self._begun = 0.0
+        self._reported: str | None = None
+
+    @property
+    def current(self) -> str | None:
+        """The phase that has begun and not ended."""
+        return self.records[-1].name if self.records and self.records[-1].exit_status is None else None
 
     def begin(self, name: str) -> None:
-        if self.records and self.records[-1].name == name and self.records[-1].exit_status is None:
-            return
-        self.records.append(PhaseRecord(name=name, started_at=time.time()))
-        self._begun = time.monotonic()
-        self._on_phase(name)
+        """Begin a phase; the recipe's commands of one that the builder itself began continue it."""
+        if self.current != name:
+            self.records.append(PhaseRecord(name=name, started_at=time.time()))
+            self._begun = time.monotonic()
+
+    def settled(self) -> None:
+        """Report the present phase, if that has not been done; phases shorter than a report are passed over."""
+        if self.current is not None and self.current != self._reported:
+            self._reported = self.current
+            self._on_phase(self.current)
 
     def end(self, name: str, status: int) -> None:
         last = self.records[-1]
@@ -132,8 +148,8 @@ class PhaseBook:
 
     def close(self) -> None:
         """End a phase that was cut short."""
-        if self.records and self.records[-1].exit_status is None:
-            self.end(self.records[-1].name, -1)
+        if self.current is not None:
+            self.end(self.current, -1)
 
 
 async def run_build(
@@ -257,6 +273,7 @@ class _Builder:
 
     async def _pack(self, log_file: int, manifest: Manifest) -> None:
         self._book.begin("package")
+        self._book.settled()
         path = await trio.to_thread.run_sync(
             partial(
                 pack,
@@ -293,6 +310,7 @@ class _Builder:
 
     async def _builtin(self, phase: str, log_file: int) -> None:
         self._book.begin(phase)
+        self._book.settled()
         self._say(log_file, phase)
         if phase == "fetch":
             for source in self._package.sources:
@@ -357,8 +375,8 @@ class _Builder:
             env=self._environment(network=network),
             log_file=log_file,
             limits=limits,
-            observer=Observer(self._book.begin, self._book.end),
-            grace=lambda: self._control.grace_s,
+            observer=Observer(self._book.begin, self._book.end, self._book.settled),
+            grace=self._control.grace,
         )
         self._resources = Resources(
             cpu_s=round(self._resources.cpu_s + end.exit.cpu_s, 6),

@@ -81,6 +81,8 @@ class Observer(Struct, frozen=True):
 
     begin: Callable[[str], None]
     end: Callable[[str, int], None]
+    settled: Callable[[], None]
+    """Everything that is known by now was told: a phase that began and ended in one go is history already."""
 
 
 async def run_session(
@@ -179,6 +181,7 @@ class _Report:
                 self._observer.end(phase, status)
                 if status:
                     self._failed = (phase, status)
+        self._observer.settled()
 
     def end(self, exit: Exit, *, killed: bool) -> SessionEnd:
         if self._failed is not None:

@@ -82,8 +82,9 @@ class BwrapTree:
             return []
         inside = children(self._process.pid)
         signal_all(inside, signal.SIGKILL)
-        with trio.move_on_after(within / 2):
-            await self._process.wait()
+        if inside:
+            with trio.move_on_after(within / 2):
+                await self._process.wait()
         if self._process.exit is None:
             self._process.kill()
             await self._process.wait()
