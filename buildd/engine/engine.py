@@ -1,22 +1,18 @@
 """The engine: the one owner of all unfinished runs.
 
 Every change of state happens in a synchronous method here, on trio's thread, and ends with the statements and
-the event that record it in one transaction; `_dispatch` then starts what may start. Tasks (one per run, one
-per build) wait and act, and come back to those methods.
+the event that record it in one transaction; the worker pool then starts what may start. Tasks (one per run,
+one per build) wait and act, and come back to those methods.
 
-Invariants: never more builds than `max_concurrent_builds`; a package is built only when all it depends on has
-an output; a run that was accepted ends in a final state, also across restarts.
+Invariant: a run that was accepted ends in a final state, also across restarts.
 """
 
 from __future__ import annotations
 
-import platform
 import time
 import uuid
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +21,18 @@ import structlog
 import trio
 
 from buildd.config import Config
+from buildd.engine.pool import WorkerPool
 from buildd.engine.prepare import Plan, Planner
 from buildd.engine.progress import FINAL, PackageRun, Progress
+from buildd.engine.recovery import close_interrupted, restore
 from buildd.engine.release import collect_release
 from buildd.engine.run import Run
 from buildd.engine.targets import parse_target
 from buildd.engine.views import package_view, run_view
 from buildd.errors import BuilddError, InvalidInput, NotFound, Refused
-from buildd.execute.build import BuildControl, BuildSpec, BuildTools, Outcome, run_build
-from buildd.execute.sandbox import Output
+from buildd.execute.build import BuildTools
 from buildd.model import BuildRecord, Stats
 from buildd.planner.graph import topological_order, urgency, waves
-from buildd.planner.keys import key_of, key_parts
-from buildd.planner.queue import Ready, ReadyQueue
 from buildd.planner.states import (
     Building,
     Cancelled,
@@ -52,7 +47,6 @@ from buildd.planner.states import (
     resumed,
 )
 from buildd.protocol import RunPackage, RunView, StartParams
-from buildd.store.artifacts import Receipt
 from buildd.store.database import Commit, DatabaseError, Statement
 from buildd.store.journal import Journal
 from buildd.store.runs import (
@@ -60,22 +54,16 @@ from buildd.store.runs import (
     RunRecord,
     RunRequest,
     RunStore,
-    insert_build,
     insert_run,
     save_packages,
     save_plan,
-    update_build,
     update_run,
 )
 
 log = structlog.get_logger()
 
-KILLER_ATTEMPTS = 3
-"""A package during whose builds the daemon died this often is set aside."""
 CANCEL_GRACE_S = 1.0
 """Seconds between SIGTERM and SIGKILL when a person cancels: they are watching."""
-_DIED = "the daemon was killed while this was built"
-_SKIPPED = "CRC match, skipped"
 
 
 class Engine:
@@ -95,48 +83,27 @@ class Engine:
         self._store = store
         self._planner = planner
         self._tools = tools
-        self._environment = environment
         self._runs: dict[str, Run] = {}
         self._by_number: dict[int, Run] = {}
-        self._queue = ReadyQueue()
         self._next_number = store.next_number()
-        self._fresh: deque[Ready] = deque()
-        """Packages whose dependencies are done, not looked at yet."""
-        self._dispatching = False
-        self._busy = 0
-        self._draining: str | None = None
-        self._stopping = False
-        self._finished_builds: Counter[str] = Counter()
-        self._idle = trio.Event()
-        self._run_nursery: trio.Nursery | None = None
-        self._build_nursery: trio.Nursery | None = None
+        self._nursery: trio.Nursery | None = None
+        self._pool = WorkerPool(
+            self, config=config, journal=journal, tools=tools, environment=environment, find=self._by_number.get
+        )
 
     # --- life ---------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Supervise runs, and below them builds, until cancelled; takes up unfinished runs first."""
-        async with trio.open_nursery() as run_nursery:
-            async with trio.open_nursery() as build_nursery:
-                self._run_nursery, self._build_nursery = run_nursery, build_nursery
-                await self._take_up()
-                task_status.started()
-                await trio.sleep_forever()
+        async with trio.open_nursery() as self._nursery:
+            await self._nursery.start(self._pool.run)
+            await self._take_up()
+            task_status.started()
+            await trio.sleep_forever()
 
     async def _take_up(self) -> None:
         """Close the builds of an earlier life and go on with its runs."""
-        for build in await self._store.running_builds():
-            closed = msgspec.structs.replace(
-                build, state="failed", reason="interrupted", message=_DIED, completed_at=time.time()
-            )
-            self._journal.emit(
-                "package_interrupted",
-                run=build.run,
-                build=build.id,
-                package=build.package,
-                data={"message": _DIED},
-                statements=[update_build(closed)],
-            )
-            self._append_log(build.id, f"failed: interrupted: {_DIED}")
+        await close_interrupted(self._store, self._journal, self._tools.logs)
         for record in await self._store.unfinished():
             run = Run(
                 msgspec.structs.replace(record, state=resumed(record.state)), plan=await self._store.plan(record.id)
@@ -146,10 +113,10 @@ class Engine:
             log.info("run resumed", run=run.id, number=record.number)
 
     def _admit(self, run: Run) -> None:
-        assert self._run_nursery is not None
+        assert self._nursery is not None
         self._runs[run.id] = run
         self._by_number[run.record.number] = run
-        self._run_nursery.start_soon(self._supervise, run)
+        self._nursery.start_soon(self._supervise, run)
 
     # --- what the control plane asks ----------------------------------------------------------------------
 
@@ -157,10 +124,10 @@ class Engine:
         """Accept a run; returns once it is on disk. Raises InvalidInput, Refused, DatabaseError."""
         if not params.targets:
             raise InvalidInput("no target was named", hint="write REPO[@REV][//PACKAGE]")
-        if self._stopping:
+        if self._pool.stopping:
             raise Refused("the daemon is stopping", hint="start it again when it has stopped")
-        if self._draining is not None:
-            raise Refused(f"the daemon takes no new runs: {self._draining}", hint="`buildctl resume`")
+        if self._pool.draining is not None:
+            raise Refused(f"the daemon takes no new runs: {self._pool.draining}", hint="`buildctl resume`")
         for text in params.targets:
             parse_target(text)
         request = RunRequest(
@@ -222,24 +189,24 @@ class Engine:
         if package.state == "running":
             self._stop_build(run, name, message)
             return f"the build of {name} is being cancelled"
-        self._settle_package(run, name, "cancelled", reason="cancelled", message=message)
+        self.settle_package(run, name, "cancelled", reason="cancelled", message=message)
         return f"{name} is cancelled"
 
     def drain(self, reason: str) -> None:
         """Start no more builds and accept no more runs."""
-        if self._draining is None:
+        if self._pool.draining is None:
             self._journal.emit("daemon_draining", data={"reason": reason})
-        self._draining = reason
+        self._pool.draining = reason
 
     def resume(self) -> None:
-        if self._draining is not None:
+        if self._pool.draining is not None:
             self._journal.emit("daemon_resumed")
-        self._draining = None
-        self._dispatch()
+        self._pool.draining = None
+        self._pool.dispatch()
 
     async def stop(self, grace: Callable[[], float]) -> None:
         """Start nothing more, interrupt what runs, and return when nothing does. Queued work stays on disk."""
-        self._stopping = True
+        self._pool.stopping = True
         for run in self._runs.values():
             run.preparing.cancel()
             for control in run.builds.values():
@@ -248,9 +215,7 @@ class Engine:
 
     async def wait_idle(self) -> None:
         """Return when no build is running."""
-        while self._busy:
-            self._idle = trio.Event()
-            await self._idle.wait()
+        await self._pool.wait_idle()
 
     def find(self, text: str) -> Run | None:
         """The unfinished run with this id or number; None when there is none."""
@@ -276,26 +241,26 @@ class Engine:
         """Counts for the daemon's status: busy, queued, success, failed, active."""
         queued = sum(len(r.progress.in_state("queued")) for r in self._runs.values() if r.progress is not None)
         return {
-            "busy": self._busy,
+            "busy": self._pool.busy,
             "queued": queued,
-            "success": self._finished_builds["success"],
-            "failed": self._finished_builds["failed"],
+            "success": self._pool.finished["success"],
+            "failed": self._pool.finished["failed"],
             "active": len(self._runs),
         }
 
     def check(self) -> None:
         """Raise AssertionError when an invariant is broken: then systemd's watchdog hears nothing more."""
         running = sum(len(run.builds) for run in self._runs.values())
-        if running != self._busy:
-            raise AssertionError(f"{self._busy} workers are busy, and {running} builds running")
+        if running != self._pool.busy:
+            raise AssertionError(f"{self._pool.busy} workers are busy, and {running} builds running")
 
     @property
     def draining(self) -> str | None:
-        return self._draining
+        return self._pool.draining
 
     @property
     def stopping(self) -> bool:
-        return self._stopping
+        return self._pool.stopping
 
     # --- one run ------------------------------------------------------------------------------------------
 
@@ -307,7 +272,7 @@ class Engine:
                 with run.preparing:
                     if run.record.cancelled_by is None:
                         await self._prepare(run)
-                if self._stopping and run.progress is None:
+                if self._pool.stopping and run.progress is None:
                     return  # it begins anew at the next start
                 if run.progress is not None:
                     await run.settled.wait()
@@ -364,46 +329,17 @@ class Engine:
         run.progress = Progress(PackageRun(packages[n], graph[n], wave[n], urgent[n]) for n in order)
         run.record = msgspec.structs.replace(run.record, waves=run.progress.waves)
         self._move(run, Building(wave=min(1, run.progress.waves), waves=run.progress.waves), statements)
-        self._restore(run, earlier)
+        for name, message in restore(run, earlier, self._tools.artifacts):
+            self.settle_package(run, name, "failed", reason="interrupted", message=message)
         for name in order:
             package = run.progress.packages[name]
             if package.state == "queued" and package.package.ignore:
-                self._settle_package(run, name, "ignored", reason="ignored", message=package.package.ignore)
+                self.settle_package(run, name, "ignored", reason="ignored", message=package.package.ignore)
         for name in run.progress.ready():
-            self._make_ready(run, name)
+            self._pool.make_ready(run, name)
         if run.record.cancelled_by is not None:
             self._cancel_rest(run, f"cancelled by {run.record.cancelled_by}")
         self._after_change(run)
-
-    def _restore(self, run: Run, earlier: Sequence[BuildRecord]) -> None:
-        """Put the results of an earlier life of the daemon into the progress, dependencies first."""
-        assert run.progress is not None
-        last = {build.package: build for build in earlier}
-        run.attempts.update(build.package for build in earlier)
-        died = Counter(build.package for build in earlier if build.message == _DIED)
-        for name, package in run.progress.packages.items():
-            build = last.get(name)
-            if build is None or package.state != "queued":
-                continue
-            if build.state == "success" and (build.output_id is None or self._tools.artifacts.exists(build.output_id)):
-                self._note_build(package, build)
-                run.progress.move(name, "success")
-            elif build.reason == "interrupted":
-                if died[name] >= KILLER_ATTEMPTS:
-                    message = f"set aside: the daemon died {died[name]} times while this was built"
-                    self._settle_package(run, name, "failed", reason="interrupted", message=message)
-            elif build.state in ("failed", "cancelled"):
-                self._note_build(package, build)
-                run.progress.move(name, build.state, reason=build.reason, message=build.message)
-
-    def _note_build(self, package: PackageRun, build: BuildRecord) -> None:
-        package.build_id = build.id
-        package.output_id = build.output_id
-        package.artifact = build.artifact
-        package.log_bytes = build.log_bytes
-        package.started_at = build.started_at
-        package.duration_s = build.completed_at - build.started_at if build.completed_at is not None else None
-        package.phase = build.phases[-1].name if build.phases else None
 
     async def _conclude(self, run: Run) -> None:
         stats = run.progress.stats() if run.progress is not None else Stats()
@@ -469,7 +405,7 @@ class Engine:
             shown["stats"] = msgspec.to_builtins(run.progress.stats())
         return self._journal.emit("run_state", run=run.id, data=shown, statements=[*statements, update_run(run.record)])
 
-    def _settle_package(
+    def settle_package(
         self, run: Run, name: str, state: Any, *, reason: str | None = None, message: str | None = None
     ) -> None:
         """Move a package that is not being built to a final state, with all that follows from it."""
@@ -478,7 +414,7 @@ class Engine:
         self._journal.emit(f"package_{state}", run=run.id, package=name, data={"reason": reason, "message": message})
         self._report_blocked(run, blocked)
         for other in ready:
-            self._make_ready(run, other)
+            self._pool.make_ready(run, other)
         self._after_change(run)
 
     def _report_blocked(self, run: Run, blocked: Sequence[str]) -> None:
@@ -495,7 +431,7 @@ class Engine:
             return
         if (wave := run.enter_wave()) is not None:
             self._move(run, wave)
-        self._dispatch()
+        self._pool.dispatch()
 
     def _cancel_rest(self, run: Run, message: str, *, reason: str = "cancelled") -> None:
         """Cancel everything of a run that has not ended."""
@@ -514,228 +450,10 @@ class Engine:
     def _stop_build(self, run: Run, name: str, message: str) -> None:
         run.builds[name].cancel("cancelled", message, grace=lambda: CANCEL_GRACE_S)
 
-    # --- building -----------------------------------------------------------------------------------------
-
-    def _make_ready(self, run: Run, name: str) -> None:
-        """All dependencies are done: use an earlier result, or queue the build."""
-        assert run.progress is not None
-        package = run.progress.packages[name]
-        for dependency in package.depends:
-            other = run.progress.packages[dependency]
-            package.closure |= other.closure
-            if other.output_id is not None:
-                package.closure[dependency] = other.output_id
-        package.parts = key_parts(
-            package.package,
-            environment=self._environment(),
-            architecture=platform.machine(),
-            dependencies=package.closure,
-        )
-        package.key = key_of(package.parts)
-        self._fresh.append(Ready(run.record.number, name))
-
-    def _dispatch(self) -> None:
-        """Answer ready packages with earlier results, and start the most urgent others while workers are free.
-
-        What that changes may call for another round; it is made here and not by recursion, since a chain of
-        unchanged packages can be as long as the plan.
-        """
-        if self._dispatching or self._stopping or self._build_nursery is None:
-            return
-        self._dispatching = True
-        try:
-            while self._fresh or self._may_start():
-                while self._fresh:
-                    self._sort_in(self._fresh.popleft())
-                if not self._may_start():
-                    continue
-                ready = self._queue.pop()
-                if ready is None:
-                    return
-                waiting = self._waiting(ready)
-                if waiting is not None and not self._skip(*waiting):
-                    self._start_build(*waiting)
-        finally:
-            self._dispatching = False
-
-    def _may_start(self) -> bool:
-        return self._draining is None and self._busy < self._config().workers.max_concurrent_builds
-
-    def _waiting(self, ready: Ready) -> tuple[Run, PackageRun] | None:
-        """The package, unless it was cancelled or blocked since it became ready."""
-        run = self._by_number.get(ready.run)
-        if run is None or run.progress is None:
-            return None
-        package = run.progress.packages[ready.package]
-        return (run, package) if package.state == "queued" else None
-
-    def _sort_in(self, ready: Ready) -> None:
-        waiting = self._waiting(ready)
-        if waiting is not None and not self._skip(*waiting):
-            run, package = waiting
-            self._queue.push(ready, urgency=package.urgency, priority=run.record.request.priority)
-
-    def _skip(self, run: Run, package: PackageRun) -> bool:
-        """Answer a package with an earlier result, if there is one and its artifact is there."""
-        known = run.results.get(package.key)
-        if known is None or run.record.request.fetch_only or not self._tools.artifacts.exists(known.output_id):
-            return False
-        name, version = package.package.name, package.package.version
-        package.output_id = known.output_id
-        package.artifact = str(self._tools.artifacts.directory(known.output_id))
-        log.info(f"{name}@{version} ({_SKIPPED})", run=run.id, key=package.key)
-        self._settle_package(run, name, "skipped", reason="unchanged", message=_SKIPPED)
-        return True
-
-    def _start_build(self, run: Run, package: PackageRun) -> None:
-        assert run.progress is not None
-        assert self._build_nursery is not None
-        name = package.package.name
-        run.attempts[name] += 1
-        build = BuildRecord(
-            id=str(uuid.uuid4()),
-            run=run.id,
-            package=name,
-            version=package.package.version,
-            state="running",
-            started_at=time.time(),
-            attempt=run.attempts[name],
-            key=package.key,
-        )
-        build = msgspec.structs.replace(build, log=str(self._tools.logs.path(build.id)))
-        run.progress.move(name, "running")
-        package.build_id, package.started_at = build.id, build.started_at
-        control = BuildControl()
-        run.builds[name] = control
-        self._busy += 1
-        self._build_nursery.start_soon(self._build, run, package, build, control)
-
-    async def _build(self, run: Run, package: PackageRun, build: BuildRecord, control: BuildControl) -> None:
-        """The task of a build: record it, run it, record how it ended."""
-        name = package.package.name
-        structlog.contextvars.bind_contextvars(run=run.id, build=build.id, package=name)
-        commit = self._journal.emit(
-            "package_started",
-            run=run.id,
-            build=build.id,
-            package=name,
-            data={"version": build.version, "attempt": build.attempt},
-            statements=[insert_build(build, package.package.repository)],
-        )
-        try:
-            await self._recorded(commit)
-            outcome = await run_build(
-                BuildSpec(
-                    id=build.id,
-                    package=package.package,
-                    key=build.key,
-                    dependencies=self._outputs(package),
-                    fetch_only=run.record.request.fetch_only,
-                ),
-                self._tools,
-                control,
-                partial(self._enter_phase, run, package),
-            )
-        except Exception:
-            log.exception("build failed by a fault of the daemon")
-            outcome = Outcome(
-                state="failed", reason="sandbox_failed", message="internal error; the daemon's log has the details"
-            )
-        await self._close_build(run, package, build, outcome)
-
-    def _outputs(self, package: PackageRun) -> tuple[Output, ...]:
-        artifacts = self._tools.artifacts
-        return tuple(
-            Output(name=name, output_id=output, tree=artifacts.tree(output))
-            for name, output in sorted(package.closure.items())
-        )
-
-    def _enter_phase(self, run: Run, package: PackageRun, phase: str) -> None:
-        package.phase = phase
-        self._journal.emit(
-            "package_phase",
-            run=run.id,
-            build=package.build_id,
-            package=package.package.name,
-            data={"phase": phase},
-        )
-
-    async def _close_build(self, run: Run, package: PackageRun, build: BuildRecord, outcome: Outcome) -> None:
-        manifest = outcome.manifest
-        output = manifest.output_id if manifest is not None else None
-        build = msgspec.structs.replace(
-            build,
-            state=outcome.state,
-            completed_at=time.time(),
-            reason=outcome.reason,
-            message=outcome.message,
-            exit_status=outcome.exit_status,
-            phases=outcome.phases,
-            resources=outcome.resources,
-            output_id=output,
-            artifact=str(self._tools.artifacts.directory(output)) if output is not None else None,
-            log_bytes=outcome.log_bytes,
-        )
-        if output is not None:
-            build = await self._write_receipt(build, package)
-        self._finished_builds[build.state] += 1
-        commit = self._report_build(run, package, build)
-        await self._recorded(commit)
-        self._after_build(run, package, build)
-
-    async def _write_receipt(self, build: BuildRecord, package: PackageRun) -> BuildRecord:
-        """Leave the receipt beside the artifact; a build without one has failed."""
-        assert build.output_id is not None
-        assert package.parts is not None
-        receipt = Receipt(repository=package.package.repository, build=build, key_parts=package.parts)
-        try:
-            await trio.to_thread.run_sync(self._tools.artifacts.add_receipt, build.output_id, receipt)
-        except OSError as error:
-            return msgspec.structs.replace(
-                build,
-                state="failed",
-                reason="disk_full",
-                message=f"the artifact's receipt could not be written: {error}",
-                output_id=None,
-                artifact=None,
-            )
-        return build
-
-    def _report_build(self, run: Run, package: PackageRun, build: BuildRecord) -> Commit:
-        kinds = {"success": "package_completed", "failed": "package_failed", "cancelled": "package_cancelled"}
-        kind = "package_interrupted" if build.reason == "interrupted" else kinds[build.state]
-        duration = (build.completed_at or build.started_at) - build.started_at
-        return self._journal.emit(
-            kind,
-            run=run.id,
-            build=build.id,
-            package=package.package.name,
-            data={
-                "state": build.state,
-                "reason": build.reason,
-                "message": build.message,
-                "duration_s": round(duration, 3),
-                "output_id": build.output_id,
-            },
-            statements=[update_build(build)],
-        )
-
-    async def _recorded(self, commit: Commit) -> None:
-        """Wait for a record; trouble with the database never fails a build (D4)."""
-        try:
-            await commit.wait()
-        except DatabaseError as error:
-            log.error("a record could not be written; the build goes on", error=error.message)
-
-    def _after_build(self, run: Run, package: PackageRun, build: BuildRecord) -> None:
-        """A build has ended and is recorded: free its worker and move the run on."""
+    def after_build(self, run: Run, package: PackageRun, build: BuildRecord) -> None:
+        """A build has ended and is recorded: move its run on."""
         assert run.progress is not None
         name = package.package.name
-        del run.builds[name]
-        self._busy -= 1
-        if self._busy == 0:
-            self._idle.set()
-        self._note_build(package, build)
         if build.reason == "interrupted":
             run.progress.move(name, "queued", reason="interrupted", message=build.message)
             return
@@ -749,15 +467,7 @@ class Engine:
         ready, blocked = run.progress.move(name, state, reason=build.reason, message=build.message)
         self._report_blocked(run, blocked)
         for other_name in ready:
-            self._make_ready(run, other_name)
+            self._pool.make_ready(run, other_name)
         if state == "failed" and not run.record.request.keep_going:
             self._cancel_rest(run, f"{name} failed and the run is fail-fast", reason="fail_fast")
         self._after_change(run)
-        self._dispatch()
-
-    def _append_log(self, build: str, text: str) -> None:
-        try:
-            with self._tools.logs.path(build).open("ab") as file:
-                file.write(f"==> buildd: {text}\n".encode())
-        except OSError as error:
-            log.warning("cannot write to the log of a build", build=build, error=str(error))

@@ -98,6 +98,15 @@ class Progress:
     def in_state(self, *states: PackageState) -> list[PackageRun]:
         return [p for p in self.packages.values() if p.state in states]
 
+    def gather_outputs(self, name: str) -> None:
+        """Fill in a package's `closure`, once everything it depends on is done."""
+        package = self.packages[name]
+        for dependency in package.depends:
+            other = self.packages[dependency]
+            package.closure |= other.closure
+            if other.output_id is not None:
+                package.closure[dependency] = other.output_id
+
     def move(
         self, name: str, state: PackageState, *, reason: str | None = None, message: str | None = None
     ) -> tuple[list[str], list[str]]:

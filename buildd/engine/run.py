@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 import msgspec
 import trio
 
-from buildd.engine.progress import Progress
+from buildd.engine.progress import PackageRun, Progress
 from buildd.execute.build import BuildControl
-from buildd.model import Package
+from buildd.model import BuildRecord, Package
 from buildd.planner.states import Building, RunState, advance
 from buildd.store.runs import KnownResult, RunRecord
 
@@ -55,3 +55,14 @@ class Run:
         if not isinstance(state, Building) or state.wave == wave:
             return None
         return Building(wave=wave, waves=self.progress.waves)
+
+
+def note_build(package: PackageRun, build: BuildRecord) -> None:
+    """Take over what a build's record says into the package's view."""
+    package.build_id = build.id
+    package.output_id = build.output_id
+    package.artifact = build.artifact
+    package.log_bytes = build.log_bytes
+    package.started_at = build.started_at
+    package.duration_s = build.completed_at - build.started_at if build.completed_at is not None else None
+    package.phase = build.phases[-1].name if build.phases else None

@@ -27,6 +27,11 @@ class Logs:
             path.parent.mkdir(exist_ok=True)
             return os.open(path, flags, 0o644)
 
+    def append(self, build: str, text: str) -> None:
+        """Add to the log of a build that no longer runs. Raises OSError."""
+        with self.path(build).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+
     def size(self, build: str) -> int:
         try:
             return self.path(build).stat().st_size

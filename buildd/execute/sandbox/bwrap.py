@@ -130,21 +130,8 @@ class BwrapSandbox:
                 self._base += ["--ro-bind", str(path), str(path)]
         self._base += ["--ro-bind", str(etc / "passwd"), "/etc/passwd", "--ro-bind", str(etc / "group"), "/etc/group"]
         self._base += _binds(f"/etc/{name}" for name in _ETC)
-        self._base += _binds(readonly_paths)
-        self._base += [
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-            "--symlink",
-            f"{LAYOUT_ROOT[1:]}/tmp",
-            "/tmp",
-            "--dir",
-            "/var",
-            "--symlink",
-            "../build/tmp",
-            "/var/tmp",
-        ]
+        self._base += ["--proc", "/proc", "--dev", "/dev", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
+        self._further = _binds(readonly_paths)
         self._network = _binds(f"/etc/{name}" for name in _NETWORK_ETC)
 
     def layout(self, work: Path) -> Layout:
@@ -154,7 +141,7 @@ class BwrapSandbox:
             build=f"{root}/build",
             dest=f"{root}/dest",
             home=f"{root}/home",
-            tmp=f"{root}/tmp",
+            tmp="/tmp",
             prefix=self._prefix,
         )
 
@@ -167,6 +154,10 @@ class BwrapSandbox:
             "--bind",
             str(work),
             LAYOUT_ROOT,
+            "--bind",
+            f"{work}/tmp",
+            "/tmp",
+            *self._further,  # after /tmp, since some may be below it
             "--remount-ro",
             "/",
             "--chdir",

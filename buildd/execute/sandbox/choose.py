@@ -56,7 +56,8 @@ async def probe(sandbox: BwrapSandbox) -> str | None:
     """Run `true` inside; None when that works, else what was complained of."""
     work = Path(tempfile.mkdtemp(prefix="buildd-probe-"))
     try:
-        (work / "src").mkdir()
+        for name in ("src", "tmp"):
+            (work / name).mkdir()
         with tempfile.TemporaryFile() as output:
             argv = sandbox.argv(["/bin/sh", "-c", "true"], work=work, prefix=None, network=False)
             try:
