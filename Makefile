@@ -59,10 +59,10 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created $(METADATA)
 	@echo "installing buildd into $(VENV)"
-	@$(PIP) install -e .
+	@$(PIP) install --config-settings editable_mode=compat -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created $(METADATA)
 	@echo "installing buildd and what its tests need into $(VENV)"
-	@$(PIP) install -e '.[test]'
+	@$(PIP) install --config-settings editable_mode=compat -e ".[test]"
 	@touch $@ $(VENV)/.installed

@@ -356,7 +356,7 @@ class Engine:
             names = ", ".join(p.package.name for p in run.progress.in_state("failed")[:5])
             more = f" and {stats.failed - 5} more" if stats.failed > 5 else ""
             await self._end(
-                run, Failed(error=f"failed to build: {names}{more}", hint=f"`buildctl show {run.record.number}`")
+                run, Failed(error=f"failed to build: {names}{more}", hint=f"`buildctl show {run.record.number}` tells more")
             )
         elif stats.cancelled:
             await self._end(run, Cancelled(reason=f"{stats.cancelled} of its packages were cancelled"))

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ctl_peer import Peer
-
-ROOT = Path(__file__).resolve().parents[2]
-Ctl = Callable[..., subprocess.CompletedProcess[str]]
-Background = Callable[..., subprocess.Popen[str]]
+from ctl_peer import ROOT, Background, Ctl, Peer, command
 
 
 @pytest.fixture
@@ -38,10 +33,6 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
     peer.start()
     yield peer
     peer.stop()
-
-
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "ctl", *args]
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +22,16 @@ import zmq
 from buildd import protocol as p
 from buildd.errors import BuilddError, NotFound, Refused
 from buildd.model import BuildRecord, CloneProgress, CloneStatus, Event, Repository, Stats
+
+ROOT = Path(__file__).resolve().parents[2]
+Ctl = Callable[..., subprocess.CompletedProcess[str]]
+Background = Callable[..., subprocess.Popen[str]]
+
+
+def command(*args: str) -> list[str]:
+    """The command line of `buildctl` with these arguments."""
+    return [sys.executable, "-m", "ctl", *args]
+
 
 TERMINAL = ("completed", "failed", "cancelled")
 

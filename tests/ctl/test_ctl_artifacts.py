@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from conftest import Ctl, command
-from ctl_peer import Peer
+from ctl_peer import Ctl, Peer, command
 
 from buildd import protocol as p
 

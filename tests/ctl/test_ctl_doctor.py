@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Ctl
-from ctl_peer import Peer
+from ctl_peer import Ctl, Peer
 
 from buildd import protocol as p
 from buildd.errors import NotPermitted

@@ -7,8 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import Background, Ctl
-from ctl_peer import Peer
+from ctl_peer import Background, Ctl, Peer
 
 from buildd import protocol as p
 

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Background, Ctl, command
-from ctl_peer import Peer
+from ctl_peer import Background, Ctl, Peer, command
 
 from buildd.errors import Busy, InvalidInput, NotFound, NotPermitted, Refused
 from ctl.failure import exit_code

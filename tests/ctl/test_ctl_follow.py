@@ -15,8 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Background, Ctl
-from ctl_peer import Peer, package
+from ctl_peer import Background, Ctl, Peer, package
 
 from buildd import protocol as p
 from buildd.model import CloneProgress

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Background, Ctl
-from ctl_peer import Peer, package
+from ctl_peer import Background, Ctl, Peer, package
 
 BUILD = "3f2a91c0-0000-4000-8000-000000000000"
 OTHER = "4f2a91c0-0000-4000-8000-000000000000"

@@ -4,6 +4,7 @@ Nothing here imports more of the daemon than `buildd.protocol` and `buildd.model
 see what a user sees.
 """
 
+from harness import rpc, zmtp
 from harness.daemon import (
     BUILDCTL,
     DEADLINE_S,
@@ -13,10 +14,9 @@ from harness.daemon import (
     booted,
     bwrap_trouble,
     named,
-    spawned,
     unbooted,
 )
-from harness.processes import alive, command_line, resident_bytes, until, with_cookie, with_environment
+from harness.processes import alive, kill_all, resident_bytes, until, with_command, with_cookie, with_environment
 from harness.repository import GitServer, RecipeRepository, git, served
 from harness.rpc import RpcError, Silence
 
@@ -33,14 +33,16 @@ __all__ = [
     "alive",
     "booted",
     "bwrap_trouble",
-    "command_line",
     "git",
+    "kill_all",
     "named",
     "resident_bytes",
+    "rpc",
     "served",
-    "spawned",
     "unbooted",
     "until",
+    "with_command",
     "with_cookie",
     "with_environment",
+    "zmtp",
 ]

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -31,7 +31,7 @@ import msgspec
 from buildd.model import BuildRecord
 from buildd.protocol import RunPackage, RunView
 from harness import rpc
-from harness.processes import until, with_cookie, with_environment
+from harness.processes import kill_all, until, with_cookie, with_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
@@ -172,9 +172,7 @@ class Daemon:
             if self.process is not None and self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            for pid in {*self.build_processes(), *self.own_processes()}:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            kill_all({*self.build_processes(), *self.own_processes()})
 
     def settings_for_quick_end(self) -> None:
         """Cancel what still runs: a test that is over waits for no build."""
@@ -281,6 +279,16 @@ class Daemon:
             check=False,
         )
 
+    def buildctl_in_background(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        """`buildctl` with its output in pipes. The caller ends it."""
+        return subprocess.Popen(
+            [*BUILDCTL, *map(str, arguments)],
+            env=self.client_environment(),
+            cwd=self.home,
+            text=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        )
+
     # --- looking at it from outside -------------------------------------------------------------------------
 
     def build_ids(self) -> set[str]:
@@ -378,16 +386,3 @@ def booted(
 ) -> Iterator[Daemon]:
     with unbooted(backend=backend, settings=settings, environ=environ) as daemon:
         yield daemon.boot()
-
-
-def spawned(
-    daemon: Daemon, arguments: Sequence[object], **options: Any
-) -> subprocess.Popen[str]:
-    """`buildctl` in the background, with its output in pipes. The caller ends it."""
-    return subprocess.Popen(
-        [*BUILDCTL, *map(str, arguments)],
-        env=daemon.client_environment(),
-        cwd=daemon.home,
-        text=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )

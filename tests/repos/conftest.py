@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pytest_trio.enable_trio_mode import pytest_collection_modifyitems, pytest_fixture_setup  # noqa: F401
 from repos_servers import GitDaemon, HttpServer, StuckServer
 
 
