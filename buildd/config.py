@@ -38,20 +38,27 @@ _BYTES = {"": 1, "b": 1} | {
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
+_MOST = 2**62
+"""Larger quantities are mistakes, and would not fit the database's integers."""
+
+
 def _quantity(text: str, units: Mapping[str, float], what: str, example: str) -> float:
     match = _QUANTITY.fullmatch(text)
     factor = units.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise ValueError(f"{text!r} is not a {what}; write it like {example}")
-    return float(match[1]) * factor
+        raise ValueError(f"{text[:40]!r} is not a {what}; write it like {example}")
+    quantity = float(match[1]) * factor
+    if quantity > _MOST:
+        raise ValueError(f"{text[:40]!r} is beyond all bounds for a {what}; write it like {example}")
+    return quantity
 
 
 def parse_seconds(value: str | float) -> Seconds:
     """Seconds of `30s`, `5min`, `1.5h` or a number. Raises ValueError."""
     if isinstance(value, str):
         return Seconds(_quantity(value, _SECONDS, "duration", "30s, 5min or 2h"))
-    if isinstance(value, bool) or not value >= 0:
-        raise ValueError(f"{value!r} is not a duration; write it like 30s, 5min or 2h")
+    if isinstance(value, bool) or not 0 <= value <= _MOST:
+        raise ValueError(f"{value!r:.40} is not a duration; write it like 30s, 5min or 2h")
     return Seconds(value)
 
 
@@ -59,8 +66,8 @@ def parse_bytes(value: str | int) -> Bytes:
     """Bytes of `512MiB`, `2GiB`, `10MB` or a number. Raises ValueError."""
     if isinstance(value, str):
         return Bytes(_quantity(value, _BYTES, "size", "512MiB or 2GiB"))
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a size; write it like 512MiB or 2GiB")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+        raise ValueError(f"{value!r:.40} is not a size; write it like 512MiB or 2GiB")
     return Bytes(value)
 
 

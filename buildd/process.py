@@ -21,6 +21,14 @@ from typing import IO
 import trio
 
 _live: set[int] = set()
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_RSS_MARGIN = 4 << 20  # the kernel's counters lag behind by some pages for each thread
+
+
+def own_resident_bytes() -> int:
+    """Resident memory of this process."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE
 
 
 def live_pids() -> frozenset[int]:
@@ -36,7 +44,11 @@ class Exit:
     cpu_s: float
     """User plus system seconds of the child and every descendant it waited for."""
     max_rss_bytes: int
-    """Largest resident set of any single process among them (getrusage(2) counts KiB)."""
+    """Largest resident set of any single process among them, from getrusage(2).
+
+    0 when that is not known: the kernel counts the moment before exec(2), in which the child shares our memory,
+    so it never reports less than what this process had.
+    """
 
 
 class Process:
@@ -46,6 +58,7 @@ class Process:
         self.pid = popen.pid
         self._popen = popen
         _live.add(popen.pid)
+        self._own_rss = own_resident_bytes()
         self._pidfd = os.pidfd_open(popen.pid)
         self.exit: Exit | None = None
 
@@ -105,7 +118,10 @@ class Process:
         _live.discard(self.pid)
         status = os.waitstatus_to_exitcode(wait_status)
         self._popen.returncode = status  # tells Popen that nothing is left to wait for
-        self.exit = Exit(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        largest = usage.ru_maxrss * 1024
+        self.exit = Exit(
+            status, usage.ru_utime + usage.ru_stime, largest if largest > self._own_rss + _RSS_MARGIN else 0
+        )
 
 
 def spawn(

@@ -10,10 +10,7 @@ import pytest
 
 pytest.register_assert_rewrite("harness")
 
-from harness import Daemon, GitServer, RecipeRepository, booted, bwrap_trouble, served, unbooted  # noqa: E402
-
-needs_bwrap = pytest.mark.skipif(bwrap_trouble() is not None, reason=str(bwrap_trouble()))
-BACKENDS = [pytest.param("bwrap", marks=needs_bwrap), "plain"]
+from harness import BACKENDS, Daemon, GitServer, RecipeRepository, booted, served, unbooted  # noqa: E402
 
 
 @pytest.fixture(params=BACKENDS)

@@ -16,6 +16,8 @@ from pathlib import Path
 import structlog
 import trio
 
+from buildd.process import own_resident_bytes
+
 log = structlog.get_logger()
 
 TICK_S = 0.25
@@ -23,15 +25,13 @@ _WINDOW = 20  # ticks that are looked back
 LEAP_BYTES = 256 << 20
 """More resident memory than at the lowest of the last 5 s. Planning 10,000 packages takes some 100 MiB."""
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
 
 async def guard_memory(path: Path) -> None:
     """Watch until cancelled; `path` is that of the control socket."""
     recent: deque[int] = deque(maxlen=_WINDOW)
     while True:
         await trio.sleep(TICK_S)
-        resident = _resident_bytes()
+        resident = own_resident_bytes()
         if recent and resident > min(recent) + LEAP_BYTES:
             count = shut_connections(path)
             log.warning("memory leapt; all control connections were shut", resident_bytes=resident, connections=count)
@@ -57,8 +57,3 @@ def shut_connections(path: Path) -> int:
             except OSError:
                 continue
     return count
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * _PAGE

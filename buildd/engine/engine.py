@@ -356,7 +356,8 @@ class Engine:
             names = ", ".join(p.package.name for p in run.progress.in_state("failed")[:5])
             more = f" and {stats.failed - 5} more" if stats.failed > 5 else ""
             await self._end(
-                run, Failed(error=f"failed to build: {names}{more}", hint=f"`buildctl show {run.record.number}` tells more")
+                run,
+                Failed(error=f"failed to build: {names}{more}", hint=f"`buildctl show {run.record.number}` tells more"),
             )
         elif stats.cancelled:
             await self._end(run, Cancelled(reason=f"{stats.cancelled} of its packages were cancelled"))
@@ -410,18 +411,22 @@ class Engine:
     ) -> None:
         """Move a package that is not being built to a final state, with all that follows from it."""
         assert run.progress is not None
-        ready, blocked = run.progress.move(name, state, reason=reason, message=message)
+        ready, given_up = run.progress.move(name, state, reason=reason, message=message)
         self._journal.emit(f"package_{state}", run=run.id, package=name, data={"reason": reason, "message": message})
-        self._report_blocked(run, blocked)
+        self._report_given_up(run, given_up)
         for other in ready:
             self._pool.make_ready(run, other)
         self._after_change(run)
 
-    def _report_blocked(self, run: Run, blocked: Sequence[str]) -> None:
+    def _report_given_up(self, run: Run, names: Sequence[str]) -> None:
         assert run.progress is not None
-        for name in blocked:
+        for name in names:
+            package = run.progress.packages[name]
             self._journal.emit(
-                "package_blocked", run=run.id, package=name, data={"message": run.progress.packages[name].message}
+                f"package_{package.state}",
+                run=run.id,
+                package=name,
+                data={"reason": package.reason, "message": package.message},
             )
 
     def _after_change(self, run: Run) -> None:
@@ -464,8 +469,8 @@ class Engine:
                     other.results.setdefault(build.key, known)
         state = build.state
         assert state != "running"
-        ready, blocked = run.progress.move(name, state, reason=build.reason, message=build.message)
-        self._report_blocked(run, blocked)
+        ready, given_up = run.progress.move(name, state, reason=build.reason, message=build.message)
+        self._report_given_up(run, given_up)
         for other_name in ready:
             self._pool.make_ready(run, other_name)
         if state == "failed" and not run.record.request.keep_going:

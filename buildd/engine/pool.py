@@ -194,25 +194,19 @@ class WorkerPool:
             data={"version": build.version, "attempt": build.attempt},
             statements=[insert_build(build, package.package.repository)],
         )
-        try:
-            await self._recorded(commit)
-            outcome = await run_build(
-                BuildSpec(
-                    id=build.id,
-                    package=package.package,
-                    key=build.key,
-                    dependencies=self._outputs(package),
-                    fetch_only=run.record.request.fetch_only,
-                ),
-                self._tools,
-                control,
-                partial(self._enter_phase, run, package),
-            )
-        except Exception:
-            log.exception("build failed by a fault of the daemon")
-            outcome = Outcome(
-                state="failed", reason="sandbox_failed", message="internal error; the daemon's log has the details"
-            )
+        await self._recorded(commit)
+        outcome = await run_build(
+            BuildSpec(
+                id=build.id,
+                package=package.package,
+                key=build.key,
+                dependencies=self._outputs(package),
+                fetch_only=run.record.request.fetch_only,
+            ),
+            self._tools,
+            control,
+            partial(self._enter_phase, run, package),
+        )
         await self._close_build(run, package, build, outcome)
 
     def _outputs(self, package: PackageRun) -> tuple[Output, ...]:

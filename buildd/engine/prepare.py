@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import os
 import shutil
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -67,17 +68,16 @@ class Planner:
     ) -> Plan:
         """What the targets ask for and everything that needs, in order. Raises InvalidInput or NotFound."""
         known = _Known()
-        wanted: list[str] = []
+        wanted: list[Package] = []
         for target, place in zip(targets, located, strict=True):
-            packages = known.add(place, await self._discover(place))
-            wanted += _named_by(target, place, packages)
-        depends = await self._resolve(known, wanted, refresh, held)
-        if len(depends) > MAX_PACKAGES:
-            raise InvalidInput(f"the plan has {len(depends)} packages, over {MAX_PACKAGES}")
+            wanted += _named_by(target, place, await self._discover(known, place))
+        selected, depends = await self._resolve(known, wanted, refresh, held)
+        if len(selected) > MAX_PACKAGES:
+            raise InvalidInput(f"the plan has {len(selected)} packages, over {MAX_PACKAGES}")
         order = topological_order(depends)
         path = ":".join((*self._config().sandbox.path, SYSTEM_PATH))
-        tools = {t: shutil.which(t, path=path) is not None for n in order for t in known.packages[n].tools}
-        return Plan(packages=tuple(_final(known.packages[name], depends[name], tools) for name in order))
+        tools = {t: shutil.which(t, path=path) is not None for p in selected.values() for t in p.tools}
+        return Plan(packages=tuple(_final(selected[name], depends[name], tools) for name in order))
 
     # --- where things are ---------------------------------------------------------------------------------
 
@@ -94,10 +94,16 @@ class Planner:
         )
 
     def _locate_directory(self, directory: Path, revision: str | None) -> Located:
-        if not directory.is_dir():
-            raise NotFound(f"{directory} is not a directory", hint="give a git repository, a directory or a URL")
-        directory = directory.resolve()
-        top = _git_top(directory)
+        try:
+            directory = directory.resolve(strict=True)
+            os.listdir(directory)
+            top = _git_top(directory)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise NotFound(
+                f"{directory} is not a directory that the daemon can read: {why}",
+                hint="give a git repository, a directory or a URL",
+            ) from None
         if top is not None:
             inside = os.path.relpath(directory, top)
             try:
@@ -115,60 +121,67 @@ class Planner:
 
     # --- what is there ------------------------------------------------------------------------------------
 
-    async def _discover(self, place: Located) -> list[Package]:
+    async def _discover(self, known: _Known, place: Located) -> dict[str, Package]:
         def work() -> list[Package]:
             tree = _RevisionTree(GitStore(Path(place.store)), place.tree)
             return discover(tree, Origin(repository=place.repository, store=place.store, commit=place.commit))
 
-        return await trio.to_thread.run_sync(work)
+        home = (place.repository, place.tree)
+        if home not in known.packages:
+            known.packages[home] = {p.name: p for p in await trio.to_thread.run_sync(work)}
+        return known.packages[home]
 
     async def _resolve(
-        self, known: _Known, wanted: Iterable[str], refresh: bool, held: AsyncExitStack
-    ) -> dict[str, tuple[str, ...]]:
-        """Dependencies by name of everything that `wanted` needs."""
+        self, known: _Known, wanted: Iterable[Package], refresh: bool, held: AsyncExitStack
+    ) -> tuple[dict[str, Package], dict[str, tuple[str, ...]]]:
+        """`wanted` and all they need by name, and the names that each of them needs."""
+        selected: dict[str, Package] = {}
         depends: dict[str, tuple[str, ...]] = {}
         stack = list(wanted)
         while stack:
-            name = stack.pop()
-            if name in depends:
-                continue
-            package = known.packages[name]
-            names = []
-            for dependency in package.depends:
-                repo, separator, short = dependency.rpartition("//")
-                if separator and short not in known.packages:
-                    target = parse_target(repo)
-                    place = await self._locate(target.repo, target.revision, target.local, refresh, held)
-                    known.add(place, await self._discover(place))
-                if short not in known.packages:
-                    near = difflib.get_close_matches(short, known.packages, n=1)
-                    raise InvalidInput(
-                        f"package {name} depends on {dependency}, which does not exist",
-                        hint=f"did you mean {near[0]}?" if near else "for another repository's: REPOSITORY//NAME",
-                    )
-                names.append(short)
-            depends[name] = tuple(names)
-            stack.extend(names)
-        return depends
-
-
-class _Known:
-    """All packages that were discovered, by name."""
-
-    def __init__(self) -> None:
-        self.packages: dict[str, Package] = {}
-
-    def add(self, place: Located, found: Iterable[Package]) -> list[Package]:
-        result = []
-        for package in found:
-            other = self.packages.setdefault(package.name, package)
+            package = stack.pop()
+            other = selected.setdefault(package.name, package)
             if other != package:
                 raise InvalidInput(
                     f"package {package.name} is defined twice: in {_where(other)} and in {_where(package)}",
                     hint="start them in separate runs, or rename one",
                 )
-            result.append(other)
-        return result
+            if package.name not in depends:
+                needed = [await self._dependency(known, package, d, refresh, held) for d in package.depends]
+                depends[package.name] = tuple(p.name for p in needed)
+                stack.extend(needed)
+        return selected, depends
+
+    async def _dependency(
+        self, known: _Known, package: Package, text: str, refresh: bool, held: AsyncExitStack
+    ) -> Package:
+        """The package that `NAME` or `REPOSITORY//NAME` means in a recipe of `package`'s repository."""
+        repo, separator, name = text.rpartition("//")
+        if separator:
+            target = parse_target(repo)
+            place = await self._locate(target.repo, target.revision, target.local, refresh, held)
+            candidates: Mapping[str, Package] = await self._discover(known, place)
+        else:
+            candidates = known.seen_from(package)
+        if name not in candidates:
+            near = difflib.get_close_matches(name, candidates, n=1)
+            raise InvalidInput(
+                f"package {package.name} depends on {text}, which does not exist",
+                hint=f"did you mean {near[0]}?" if near else "for another repository's: REPOSITORY//NAME",
+            )
+        return candidates[name]
+
+
+class _Known:
+    """The packages of every revision that was looked into: by repository and tree, then by name."""
+
+    def __init__(self) -> None:
+        self.packages: dict[tuple[str, str], dict[str, Package]] = {}
+
+    def seen_from(self, package: Package) -> Mapping[str, Package]:
+        """What a plain name may mean for `package`: its own revision's packages first, then the others'."""
+        homes = [p for p in self.packages.values() if p.get(package.name) == package]
+        return ChainMap(*homes, *self.packages.values())
 
 
 def _where(package: Package) -> str:
@@ -176,23 +189,32 @@ def _where(package: Package) -> str:
     return f"{package.repository}{revision} ({package.path})"
 
 
-def _named_by(target: Target, place: Located, packages: Sequence[Package]) -> list[str]:
+def _named_by(target: Target, place: Located, packages: Mapping[str, Package]) -> list[Package]:
     """The packages that a target asks for by itself."""
-    inside = [p for p in packages if place.path == "." or p.path == place.path or p.path.startswith(place.path + "/")]
+    inside = [
+        p for p in packages.values() if place.path == "." or p.path == place.path or p.path.startswith(place.path + "/")
+    ]
     if target.package is not None:
-        if not any(p.name == target.package for p in packages):
-            near = difflib.get_close_matches(target.package, [p.name for p in packages], n=1)
+        if target.package not in packages:
+            near = difflib.get_close_matches(target.package, packages, n=1)
             raise NotFound(
                 f"{place.repository} has no package {target.package}",
                 hint=f"did you mean {near[0]}?" if near else f"`buildctl list {target.repo}` shows what it has",
             )
-        return [target.package]
+        return [packages[target.package]]
     if not inside:
         raise NotFound(
             f"no package found in {place.repository}" + ("" if place.path == "." else f" below {place.path}"),
             hint="packages are described by buildd.toml files; see buildd-recipe(5)",
         )
-    return [p.name for p in inside if p.default]
+    chosen = [p for p in inside if p.default]
+    if not chosen:
+        names = ", ".join(p.name for p in inside[:5])
+        raise NotFound(
+            f"every package of {place.repository} below {place.path} is kept out of runs that do not name it",
+            hint=f"name one: {target.repo}//NAME with {names}",
+        )
+    return chosen
 
 
 def _final(package: Package, depends: tuple[str, ...], tools: Mapping[str, bool]) -> Package:

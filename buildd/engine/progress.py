@@ -110,7 +110,7 @@ class Progress:
     def move(
         self, name: str, state: PackageState, *, reason: str | None = None, message: str | None = None
     ) -> tuple[list[str], list[str]]:
-        """Change a package's state: (packages that became ready, packages that became blocked).
+        """Change a package's state: (packages that became ready, packages that are blocked or ignored for it).
 
         Raises AssertionError for an illegal change.
         """
@@ -119,7 +119,7 @@ class Progress:
         if state in _DONE:
             return self._release(name), []
         if state in FINAL:
-            return [], self._block(name)
+            return [], self._give_up(name)
         return [], []
 
     def stats(self) -> Stats:
@@ -149,17 +149,17 @@ class Progress:
                 ready.append(dependent)
         return ready
 
-    def _block(self, name: str) -> list[str]:
-        """Block everything that waits for `name`, directly or not."""
-        blocked: list[str] = []
+    def _give_up(self, name: str) -> list[str]:
+        """End everything that waits for `name`, directly or not: ignored if it is, else blocked."""
+        ended: list[str] = []
+        cause = self.packages[name].state
+        state: PackageState = "ignored" if cause == "ignored" else "blocked"
         stack = [name]
         while stack:
-            cause = stack.pop()
-            for dependent in self._dependents[cause]:
+            for dependent in self._dependents[stack.pop()]:
                 package = self.packages[dependent]
                 if package.state == "queued":
-                    state = self.packages[name].state
-                    self._set(package, "blocked", "dependency", f"it needs {name}, which is {state}")
-                    blocked.append(dependent)
+                    self._set(package, state, "dependency", f"it needs {name}, which is {cause}")
+                    ended.append(dependent)
                     stack.append(dependent)
-        return blocked
+        return ended

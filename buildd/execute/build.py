@@ -10,6 +10,7 @@ only for cancellation from outside and for bugs, and in every case its processes
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import trio
 from msgspec import Struct
 
 from buildd.config import Config
-from buildd.errors import BuildFailure, FailureReason
+from buildd.errors import BuilddError, BuildFailure, FailureReason
 from buildd.execute.archive import ExtractLimits, copy_file, extract, source_directory
 from buildd.execute.download import DistfileCache
 from buildd.execute.patches import Patch, patch_list, patch_script
@@ -186,8 +187,14 @@ class _Builder:
             manifest = await self._in_scope(log_file)
         except BuildFailure as failure:
             return self._outcome(log_file, "failed", failure.reason, failure.message)
+        except BuilddError as error:  # the source cannot be written out: a link that leaves it, an odd name
+            return self._outcome(log_file, "failed", "fetch_failed", error.message)
         except OSError as error:
             return self._outcome(log_file, "failed", _disk_reason(error), f"{error.strerror}: {error.filename}")
+        except Exception:
+            log.exception("build failed by a fault of the daemon")
+            message = "internal error; the daemon's log has the details"
+            return self._outcome(log_file, "failed", "sandbox_failed", message)
         return self._outcome(log_file, "success", None, None, manifest)
 
     def stopped(self, log_file: int) -> Outcome:
@@ -375,29 +382,30 @@ class _Builder:
             env=self._environment(network=network),
             log_file=log_file,
             limits=limits,
-            observer=Observer(self._book.begin, self._book.end, self._book.settled),
+            observer=Observer(self._book.begin, self._book.end, self._book.settled, self._add_use),
             grace=self._control.grace,
-        )
-        self._resources = Resources(
-            cpu_s=round(self._resources.cpu_s + end.exit.cpu_s, 6),
-            max_rss_bytes=max(self._resources.max_rss_bytes, end.exit.max_rss_bytes),
         )
         self._exit_status = end.exit_status
         if end.failed_phase is not None:
             how = f"exit status {end.exit_status}" if end.exit_status > 0 else f"signal {-end.exit_status}"
             raise BuildFailure("phase_failed", f"phase {end.failed_phase} failed with {how}")
 
+    def _add_use(self, used: Resources) -> None:
+        self._resources = Resources(
+            cpu_s=round(self._resources.cpu_s + used.cpu_s, 6),
+            max_rss_bytes=max(self._resources.max_rss_bytes, used.max_rss_bytes),
+        )
+
     def _limits(self) -> SessionLimits:
         """The recipe's limits, none above the configuration's."""
         own, most = self._package.limits, self._tools.config().limits
-        timeout = min(own.timeout or most.timeout, most.timeout)
-        memory = min(own.memory or most.memory, most.memory) if most.memory else own.memory or 0
+        timeout = _capped(own.timeout, most.timeout)
         return SessionLimits(
-            deadline=self._started + timeout,
+            deadline=self._started + timeout if timeout else math.inf,
             timeout=timeout,
-            silence=min(own.silence or most.silence, most.silence),
-            log=min(own.log or most.log, most.log),
-            memory=memory,
+            silence=_capped(own.silence, most.silence),
+            log=int(_capped(own.log, most.log)),
+            memory=int(_capped(own.memory, most.memory)),
         )
 
     def _environment(self, *, network: bool) -> dict[str, str]:
@@ -428,6 +436,13 @@ class _Builder:
         if network:
             environment |= {n: os.environ[n] for n in config.fetch.environment if n in os.environ}
         return environment
+
+
+def _capped(own: float | None, most: float) -> float:
+    """A recipe's limit under the configuration's; 0 is none, None takes the configuration's."""
+    if own is None or (most and not own):
+        return most
+    return min(own, most) if most else own
 
 
 def _disk_reason(error: OSError) -> FailureReason:

@@ -81,17 +81,17 @@ def with_cookie(matches: Callable[[str], bool], name: str = COOKIE) -> list[int]
     return found
 
 
-def resident_bytes(pids: Iterable[int]) -> int:
-    """Resident memory of these processes together; shared pages count once per process."""
+def resident_bytes(pids: Iterable[int]) -> list[int]:
+    """Resident memory of each of these processes that still runs; shared pages count for each that has them."""
     page = os.sysconf("SC_PAGE_SIZE")
-    total = 0
+    found = []
     for pid in pids:
         try:
             with open(f"/proc/{pid}/statm", "rb") as file:
-                total += int(file.read().split()[1]) * page
+                found.append(int(file.read().split()[1]) * page)
         except (OSError, IndexError, ValueError):
             continue
-    return total
+    return found
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:
@@ -108,12 +108,17 @@ def become_subreaper() -> None:
         raise OSError(number, os.strerror(number))
 
 
+def adopted() -> list[int]:
+    """Our children that we did not spawn: orphans handed to a subreaper."""
+    known = live_pids()
+    return [pid for pid in children(os.getpid()) if pid not in known]
+
+
 def reap_adopted() -> None:
-    """Reap those of our children that have ended and that we did not spawn: orphans handed to a subreaper."""
-    for pid in children(os.getpid()):
-        if pid not in live_pids():
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+    """Reap those orphans that have ended."""
+    for pid in adopted():
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def alive(pid: int) -> bool:
@@ -123,6 +128,15 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except (OSError, IndexError):
         return False
+
+
+def started_at(pid: int) -> bytes | None:
+    """When a process started, in the kernel's ticks since boot: with its pid it names the process for good."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
 
 
 async def kill_until_gone(find: Callable[[], list[int]], *, within: float) -> list[int]:

@@ -58,7 +58,7 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     """Bounds watched while a session runs; 0 is no limit."""
 
     deadline: float
-    """On time.monotonic()'s clock."""
+    """On time.monotonic()'s clock; infinite without a limit."""
     timeout: float
     silence: float
     log: int
@@ -66,14 +66,9 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
 
 
 class SessionEnd(Struct, frozen=True, kw_only=True):
-    exit: Exit
     failed_phase: str | None
     exit_status: int
     """0; else of the phase that failed, negative for the signal that ended it."""
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(cpu_s=self.exit.cpu_s, max_rss_bytes=self.exit.max_rss_bytes)
 
 
 class Observer(Struct, frozen=True):
@@ -83,6 +78,8 @@ class Observer(Struct, frozen=True):
     end: Callable[[str, int], None]
     settled: Callable[[], None]
     """Everything that is known by now was told: a phase that began and ended in one go is history already."""
+    used: Callable[[Resources], None]
+    """What the session used, however it ended."""
 
 
 async def run_session(
@@ -123,9 +120,10 @@ async def run_session(
         with process:
             tree = sandbox.tree(process, build)
             report = _Report(observer)
+            watch = _Watch(limits, tree, log_file)
             finished = False
             try:
-                await _follow(reader, report, tree, log_file, limits)
+                await _follow(reader, report, watch)
                 with trio.move_on_after(KILL_WITHIN_S):
                     await process.wait()
                     finished = True
@@ -137,6 +135,9 @@ async def run_session(
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * KILL_WITHIN_S):
                     survivors = await tree.kill(within=KILL_WITHIN_S)
                 _complain(survivors, build)
+                if process.exit is not None:
+                    largest = max(process.exit.max_rss_bytes, watch.largest_rss)
+                    observer.used(Resources(cpu_s=round(process.exit.cpu_s, 6), max_rss_bytes=largest))
             assert process.exit is not None
             return report.end(process.exit, killed=not finished)
     finally:
@@ -185,23 +186,21 @@ class _Report:
 
     def end(self, exit: Exit, *, killed: bool) -> SessionEnd:
         if self._failed is not None:
-            return SessionEnd(exit=exit, failed_phase=self._failed[0], exit_status=self._failed[1])
+            return SessionEnd(failed_phase=self._failed[0], exit_status=self._failed[1])
         if self._current is not None:  # the driver itself was killed in the middle of a phase
             self._observer.end(self._current, exit.status)
-            return SessionEnd(exit=exit, failed_phase=self._current, exit_status=exit.status or -9)
+            return SessionEnd(failed_phase=self._current, exit_status=exit.status or -9)
         if not self._begun or killed or exit.status:
             raise BuildFailure(
                 "sandbox_failed",
                 f"the sandbox ended with status {exit.status} outside of any phase; its message is in the log",
                 hint="run `buildctl doctor`",
             )
-        return SessionEnd(exit=exit, failed_phase=None, exit_status=0)
+        return SessionEnd(failed_phase=None, exit_status=0)
 
 
-async def _follow(reader: int, report: _Report, tree: Tree, log_file: int, limits: SessionLimits) -> None:
+async def _follow(reader: int, report: _Report, watch: _Watch) -> None:
     """Read the driver's reports until it closes the pipe, watching the limits meanwhile."""
-    log_size = os.fstat(log_file).st_size
-    last_output = time.monotonic()
     while True:
         with trio.move_on_after(TICK_S) as tick:
             await trio.lowlevel.wait_readable(reader)
@@ -209,28 +208,41 @@ async def _follow(reader: int, report: _Report, tree: Tree, log_file: int, limit
             if not data:
                 return
             report.feed(data)
-        if not tick.cancelled_caught:
-            continue
-        now = time.monotonic()
-        size = os.fstat(log_file).st_size
-        if size != log_size:
-            log_size, last_output = size, now
-        broken = _broken_limit(limits, now, now - last_output, log_size, tree)
-        if broken is not None:
-            raise BuildFailure(*broken)
+        if tick.cancelled_caught:
+            broken = watch.look()
+            if broken is not None:
+                raise BuildFailure(*broken)
 
 
-def _broken_limit(
-    limits: SessionLimits, now: float, silent: float, log_size: int, tree: Tree
-) -> tuple[FailureReason, str] | None:
-    if now > limits.deadline:
-        return "timeout", f"it took longer than {limits.timeout:g} s (limits.timeout)"
-    if limits.silence and silent > limits.silence:
-        return "silent", f"no output for {limits.silence:g} s (limits.silence)"
-    if limits.log and log_size > limits.log:
-        return "log_limit", f"the log grew over {limits.log} bytes (limits.log)"
-    if limits.memory:
-        used = resident_bytes(tree.pids())
-        if used > limits.memory:
-            return "oom", f"its processes used {used} bytes of memory together, over {limits.memory} (limits.memory)"
-    return None
+class _Watch:
+    """The limits of a session, and what was seen of its use of them."""
+
+    def __init__(self, limits: SessionLimits, tree: Tree, log_file: int) -> None:
+        self._limits = limits
+        self._tree = tree
+        self._log_file = log_file
+        self._log_size = os.fstat(log_file).st_size
+        self._last_output = time.monotonic()
+        self.largest_rss = 0
+        """Bytes of the largest process at any look."""
+
+    def look(self) -> tuple[FailureReason, str] | None:
+        """The limit that is broken, and how; None while all hold."""
+        limits, now = self._limits, time.monotonic()
+        size = os.fstat(self._log_file).st_size
+        if size != self._log_size:
+            self._log_size, self._last_output = size, now
+        resident = resident_bytes(self._tree.pids())
+        self.largest_rss = max(self.largest_rss, *resident, 0)
+        if now > limits.deadline:
+            return "timeout", f"it took longer than {limits.timeout:g} s (limits.timeout)"
+        if limits.silence and now - self._last_output > limits.silence:
+            return "silent", f"no output for {limits.silence:g} s (limits.silence)"
+        if limits.log and size > limits.log:
+            return "log_limit", f"the log grew over {limits.log} bytes (limits.log)"
+        if limits.memory and sum(resident) > limits.memory:
+            return (
+                "oom",
+                f"its processes used {sum(resident)} bytes of memory together, over {limits.memory} (limits.memory)",
+            )
+        return None

@@ -18,13 +18,24 @@ FORMAT = 1
 """Raised when the meaning of a key changes, so that no old result is taken for a new one."""
 
 
+class SourceKey(Struct, frozen=True, kw_only=True):
+    """What of a fetched source can change an output: not where it comes from."""
+
+    filename: str
+    sha256: str
+    into: str
+    strip: int | None
+    extract: bool
+    patches: tuple[str, ...]
+
+
 class KeyParts(Struct, frozen=True, kw_only=True):
     name: str
     version: str
     tree: str
     """Git tree id of the source."""
-    sources: dict[str, str]
-    """File name to `SHA-256 into strip extract` of each fetched source."""
+    sources: tuple[SourceKey, ...]
+    """In the recipe's order, in which they are extracted over one another."""
     patches: tuple[str, ...]
     phases: dict[str, str]
     formats: tuple[str, ...]
@@ -42,9 +53,17 @@ def key_parts(package: Package, *, environment: str, architecture: str, dependen
         name=package.name,
         version=package.version,
         tree=package.tree,
-        sources={
-            s.filename: f"{s.sha256} {s.into} {s.strip} {s.extract} {' '.join(s.patches)}" for s in package.sources
-        },
+        sources=tuple(
+            SourceKey(
+                filename=s.filename,
+                sha256=s.sha256,
+                into=s.into,
+                strip=s.strip,
+                extract=s.extract,
+                patches=s.patches,
+            )
+            for s in package.sources
+        ),
         patches=package.patches,
         phases=package.phases,
         formats=package.formats,

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -26,12 +26,15 @@ RECIPE_FILE = "buildd.toml"
 MAX_RECIPE_BYTES = 4 << 20
 MAX_PHASE_BYTES = 64 << 10
 """A phase travels as one argument of execve(2), which takes 128 KiB."""
+MAX_DOTS = 64
+"""In one line of a recipe file, not counting those that follow another one."""
 FORMATS = ("tar",)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,127}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.~:_-]{0,127}")
 _TOOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 _DEPENDENCY = re.compile(rf"(?:[^\x00-\x20]{{1,1024}}//)?{_NAME.pattern}")
+_DOT = re.compile(rb"\.[^.]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -104,15 +107,17 @@ def discover(tree: Tree, origin: Origin) -> list[Package]:
 
 
 def _read_file(path: str, content: bytes, tree: Tree, origin: Origin) -> Iterable[Package]:
+    path = _shown(path)
+    _check_dots(path, content)
     try:
         document = tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise InvalidInput(f"{path} is not valid TOML: {error}") from None
+        raise InvalidInput(f"{path} is not valid TOML: {_one_line(str(error))}") from None
     unknown = sorted(document.keys() - {"package"})
     if unknown:
-        raise InvalidInput(f"{path}: unknown key {unknown[0]!r}", hint="packages are tables [package.NAME]")
+        raise InvalidInput(f"{path}: unknown key {unknown[0][:200]!r}", hint="packages are tables [package.NAME]")
     packages = document.get("package", {})
     if not isinstance(packages, dict):
         raise InvalidInput(f"{path}: package is not a table", hint="write [package.NAME]")
@@ -128,7 +133,7 @@ class _Reader:
         self._path, self._name, self._tree, self._origin = path, name, tree, origin
 
     def _wrong(self, what: str, hint: str = "") -> InvalidInput:
-        name = self._name if _NAME.fullmatch(self._name) else ascii(self._name)
+        name = self._name if _NAME.fullmatch(self._name) else ascii(self._name[:200])
         return InvalidInput(f"{self._path}: package {name}: {what}", hint=hint)
 
     def package(self, table: Any, directory: str) -> Package:
@@ -143,7 +148,7 @@ class _Reader:
         try:
             recipe = msgspec.convert(table, _PackageTable, dec_hook=decode_quantity)
         except (msgspec.ValidationError, ValueError) as error:
-            raise self._wrong(str(error), "see buildd-recipe(5)") from None
+            raise self._wrong(_one_line(str(error)), "see buildd-recipe(5)") from None
         if not _VERSION.fullmatch(recipe.version):
             raise self._wrong(f"version {recipe.version!r} has characters that versions cannot have")
         path = self._inside("path", posixpath.join(directory, recipe.path))
@@ -187,7 +192,7 @@ class _Reader:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {prefix}{near[0]}? " if near else ""
-                raise self._wrong(f"unknown key {prefix}{key}", f"{hint}known: {', '.join(known)}")
+                raise self._wrong(f"unknown key {prefix}{_shown(key)}", f"{hint}known: {', '.join(known)}")
 
     def _phases(self, recipe: _PackageTable) -> dict[str, str]:
         preset = PRESETS.get(recipe.system)
@@ -204,12 +209,12 @@ class _Reader:
     def _sources(self, tables: Iterable[_SourceTable]) -> tuple[Source, ...]:
         result: dict[str, Source] = {}
         for table in tables:
-            url = _printable(table.url)
-            if url is None or not urlsplit(url).scheme:
-                raise self._wrong(f"{table.url!r} is not a URL")
+            url, parts = table.url, _split_url(table.url)
+            if parts is None:
+                raise self._wrong(f"{url[:200]!r} is not a URL")
             if not _SHA256.fullmatch(table.sha256):
                 raise self._wrong(f"sha256 of {url} is not 64 lower-case hexadecimal digits")
-            filename = table.filename or unquote(posixpath.basename(urlsplit(url).path))
+            filename = table.filename or unquote(posixpath.basename(parts.path))
             if not filename or filename in (".", "..") or "/" in filename or _printable(filename) is None:
                 raise self._wrong(f"{url} does not end in a file name", "set filename beside url")
             if filename in result:
@@ -243,6 +248,27 @@ def _limits(table: _LimitsTable) -> Limits:
         log=None if table.log is None else int(table.log),
         memory=None if table.memory is None else int(table.memory),
     )
+
+
+def _split_url(text: str) -> SplitResult | None:
+    """The parts of a URL; None for what is none."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return None
+    return parts if parts.scheme and _printable(text) is not None else None
+
+
+def _check_dots(path: str, content: bytes) -> None:
+    """Refuse lines with very many dots: tomllib takes the square of a dotted key's length in time and memory."""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.count(b".") > MAX_DOTS and len(_DOT.findall(line)) > MAX_DOTS:
+            raise InvalidInput(f"{path}: line {number} has over {MAX_DOTS} dots", hint="break it into several lines")
+
+
+def _shown(text: str) -> str:
+    """Text from outside as it can be shown: short, and without anything that a terminal would obey."""
+    return text if text.isprintable() and len(text) <= 200 else ascii(text[:60])
 
 
 def _printable(text: str) -> str | None:

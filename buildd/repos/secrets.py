@@ -35,7 +35,7 @@ def credentials_for(url: RepoUrl, embedded: Credentials | None, tokens: Mapping[
 
 
 def _read(file: str, host: str) -> tuple[str, str]:
-    hint = f"repos.tokens names {file} for {host}."
+    hint = f"repos.token_files names {file} for {host}."
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, encoding="utf-8") as stream:

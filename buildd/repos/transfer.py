@@ -28,7 +28,7 @@ _INHERITED = (
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from buildd.repos.worker import main; main()"
 _WAITING_STAGES = ("connecting", "counting", "receiving")
 _HINTS: dict[FailureClass, str] = {
-    "auth": "Give buildd a token or an ssh key for this host (repos.tokens, repos.ssh_key), or check its rights.",
+    "auth": "Give buildd a token or an ssh key for this host (repos.token_files, repos.ssh_key), or check its rights.",
     "not_found": "Check the URL; private repositories often look like missing ones without credentials.",
     "network": "Check that the server can be reached from this machine, then try again.",
     "tls": "The server's certificate is not trusted here; install its CA or set SSL_CERT_FILE for the daemon.",

@@ -100,7 +100,7 @@ class ArtifactStore:
     def add_receipt(self, output: str, receipt: Receipt) -> None:
         builds = self.directory(output) / "builds"
         final = builds / f"{receipt.build.id}.json"
-        temporary = builds / f".{receipt.build.id}.tmp"
+        temporary = self.root / f".{receipt.build.id}.tmp"
         _write(temporary, msgspec.json.encode(receipt))
         temporary.rename(final)
         sync_directory(builds)
@@ -123,7 +123,7 @@ class ArtifactStore:
     def remove_temporaries(self) -> int:
         """Remove what interrupted builds left behind; the number of things removed."""
         count = 0
-        for path in self.root.glob("??/.*.tmp"):
+        for path in (*self.root.glob("??/.*.tmp"), *self.root.glob(".*.tmp")):
             remove_tree(path)
             count += 1
         return count

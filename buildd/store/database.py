@@ -40,7 +40,7 @@ class Commit:
 
     def __init__(self, statements: Sequence[Statement]) -> None:
         self.statements = statements
-        self.error: sqlite3.Error | None = None
+        self.error: Exception | None = None
         self._event = trio.Event()
 
     @property
@@ -179,14 +179,14 @@ class Database:
         """One transaction for all; when it fails as a whole, each batch gets a transaction of its own."""
         try:
             self._transact([s for commit in group for s in commit.statements])
-        except sqlite3.Error as error:
+        except Exception as error:  # OverflowError, UnicodeEncodeError: values that SQLite cannot take
             if len(group) == 1:
                 group[0].error = error
                 return
             for commit in group:
                 try:
                     self._transact(commit.statements)
-                except sqlite3.Error as single:
+                except Exception as single:
                     commit.error = single
 
     def _transact(self, statements: Sequence[Statement]) -> None:

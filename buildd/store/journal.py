@@ -127,8 +127,13 @@ class Journal:
                 hint=f"go on with --after {self._first - 1}, or raise events.keep in buildd.conf",
             )
         visible = self._visible
-        if after >= visible:
-            return [], max(after, visible) if after <= visible else visible
+        if after > visible:
+            raise Refused(
+                f"there is no event {after} yet, the newest is {visible}: was the journal begun anew?",
+                hint="read on with --after 0",
+            )
+        if after == visible:
+            return [], visible
         if self._recent and self._recent[0].number <= after + 1:
             start = after + 1 - self._recent[0].number
             found: list[Event] = []

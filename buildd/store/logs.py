@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 _TAIL = 4096
+_ESCAPE = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+"""Control sequences of terminals: CSI (colours), OSC (titles), and the short ones."""
 
 
 class Logs:
@@ -53,7 +56,7 @@ class Logs:
         """The last line with anything on it, without control characters."""
         _, tail = self.read(build, -_TAIL, _TAIL)
         for line in reversed(tail.decode(errors="replace").replace("\r", "\n").split("\n")):
-            text = "".join(c for c in line if c.isprintable()).strip()
+            text = "".join(c for c in _ESCAPE.sub("", line) if c.isprintable()).strip()
             if text:
                 return text[-200:]
         return ""

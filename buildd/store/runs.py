@@ -6,7 +6,7 @@ that reports it are one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -159,12 +159,12 @@ class RunStore:
 
         Raises NotFound, or InvalidInput when several match.
         """
-        condition, parameters = _run_condition(text)
-        rows = await self._database.read(
-            lambda c: c.execute(
-                f"SELECT record, packages FROM runs WHERE {condition} ORDER BY number DESC LIMIT 2", parameters
-            ).fetchall()
-        )
+        rows: list[tuple[bytes, bytes | None]] = []
+        for condition, parameters in _run_conditions(text):
+            sql = f"SELECT record, packages FROM runs WHERE {condition} ORDER BY number DESC LIMIT 2"
+            rows = await self._database.read(lambda c, s=sql, p=parameters: c.execute(s, p).fetchall())  # type: ignore[misc]
+            if rows:
+                break
         if not rows:
             raise NotFound(f"there is no run {text!r}", hint="`buildctl list` shows the latest")
         if len(rows) > 1 and text != "latest":
@@ -288,11 +288,11 @@ class RunStore:
         return [row[0] for row in rows]
 
 
-def _run_condition(text: str) -> tuple[str, tuple[Any, ...]]:
+def _run_conditions(text: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What `text` may mean, the likeliest first."""
     if text == "latest":
-        return "1", ()
+        yield "1", ()
     if text.isascii() and text.isdigit() and len(text) < 12:
-        return "number = ?", (int(text),)
+        yield "number = ?", (int(text),)
     if text and all(c in "0123456789abcdef-" for c in text):
-        return "id >= ? AND id < ?", (text, text + "g")
-    return "0", ()
+        yield "id >= ? AND id < ?", (text, text + "g")

@@ -9,7 +9,7 @@ READY = "everyone ignores you"
 
 def stubborn_text(daemon: Daemon, gate: str = "open") -> str:
     """A phase that ignores SIGTERM, with daemonised descendants that do too; it ends when the gate opens."""
-    deaf = "trap \"\" TERM INT HUP; while :; do sleep 1; done"
+    deaf = 'trap "" TERM INT HUP; while :; do sleep 1; done'
     return f"""\
 trap '' TERM INT HUP
 if [ ! -e '{daemon.gates / gate}' ]; then

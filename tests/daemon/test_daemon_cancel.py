@@ -30,8 +30,8 @@ def test_cancel_ends_daemonised_grandchildren_that_ignore_sigterm(
     for package in running:
         record = daemon.record(package.build_id)
         assert (record.state, record.reason) == ("cancelled", "cancelled")
-        assert daemon.build_log(package.build_id).splitlines()[-1].endswith(
-            f"cancelled: cancelled by {getpass.getuser()}"
+        assert (
+            daemon.build_log(package.build_id).splitlines()[-1].endswith(f"cancelled: cancelled by {getpass.getuser()}")
         )
     assert daemon.work_directories() == []
     assert daemon.status()["workers"]["busy"] == 0

@@ -13,7 +13,7 @@ from contextlib import closing
 
 import pytest
 import zmq
-from harness import Daemon, RecipeRepository, RpcError, booted, resident_bytes, rpc, until, zmtp
+from harness import Daemon, RecipeRepository, booted, resident_bytes, rpc, until, zmtp
 
 MAY_GROW = 48 << 20
 """Bytes that a test's attacks may leave in the daemon's resident memory."""
@@ -281,10 +281,9 @@ def test_a_wrong_request_gets_an_error_that_names_it(unharmed: Daemon, body: byt
     ids=lambda value: str(value)[:60],
 )
 def test_extreme_values_are_answered_like_any_others(unharmed: Daemon, method: str, params: dict[str, object]) -> None:
-    try:
-        unharmed.call(method, params)
-    except RpcError as error:
-        assert error.code in (1, 2, 3, 4, -32602), error
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    answer = json.loads(rpc.exchange(unharmed.socket, json.dumps(body).encode()))
+    assert "result" in answer or answer["error"]["code"] in (1, 2, 3, 4, -32602), answer
     if method == "run.start":
         until(lambda: unharmed.status()["runs"]["active"] == 0, "no run is left")
 

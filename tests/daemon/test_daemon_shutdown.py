@@ -18,9 +18,7 @@ NOT_ENDED = ("queued", "running")
 def test_sigterm_with_stubborn_builds_leaves_nothing_and_the_queue_goes_on_at_the_next_start(
     boot: Boot, backend: str, repository: RecipeRepository
 ) -> None:
-    daemon = boot(
-        backend=backend, settings={"workers.max_concurrent_builds": 8, "daemon.shutdown_grace": "1s"}
-    )
+    daemon = boot(backend=backend, settings={"workers.max_concurrent_builds": 8, "daemon.shutdown_grace": "1s"})
     stubborn_packages(repository, daemon, count=8, queued=20)
     number = daemon.start(repository)
     running = daemon.until_running(number, 8, saying=READY)

@@ -6,6 +6,7 @@ see what a user sees.
 
 from harness import rpc, zmtp
 from harness.daemon import (
+    BACKENDS,
     BUILDCTL,
     DEADLINE_S,
     ROOT,
@@ -14,6 +15,7 @@ from harness.daemon import (
     booted,
     bwrap_trouble,
     named,
+    needs_bwrap,
     unbooted,
 )
 from harness.processes import alive, kill_all, resident_bytes, until, with_command, with_cookie, with_environment
@@ -21,6 +23,7 @@ from harness.repository import GitServer, RecipeRepository, git, served
 from harness.rpc import RpcError, Silence
 
 __all__ = [
+    "BACKENDS",
     "BUILDCTL",
     "DEADLINE_S",
     "ROOT",
@@ -36,6 +39,7 @@ __all__ = [
     "git",
     "kill_all",
     "named",
+    "needs_bwrap",
     "resident_bytes",
     "rpc",
     "served",

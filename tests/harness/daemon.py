@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from buildd.model import BuildRecord
 from buildd.protocol import RunPackage, RunView
@@ -50,6 +51,11 @@ def bwrap_trouble() -> str | None:
     probe = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--ro-bind", "/", "/", "--proc", "/proc"]
     done = subprocess.run([*probe, "--dev", "/dev", "true"], capture_output=True, text=True, check=False, timeout=30)
     return None if done.returncode == 0 else f"bubblewrap does not work here: {done.stderr.strip()}"
+
+
+needs_bwrap = pytest.mark.skipif(bwrap_trouble() is not None, reason=str(bwrap_trouble()))
+BACKENDS = [pytest.param("bwrap", marks=needs_bwrap), "plain"]
+"""Each sandbox, for tests of what must hold in all; those that this machine cannot have are skipped."""
 
 
 class Daemon:
@@ -239,7 +245,7 @@ class Daemon:
     def log_of(self, view: RunView, name: str) -> str:
         return self.build_log(named(view, name).build_id)
 
-    def until_running(self, number: int, count: int, *, saying: str) -> list[RunPackage]:
+    def until_running(self, number: int, count: int, *, saying: str, within: float = DEADLINE_S) -> list[RunPackage]:
         """The running packages, once there are `count` and the log of each has the line `saying`."""
 
         def look() -> list[RunPackage]:
@@ -247,7 +253,7 @@ class Daemon:
             loud = [p for p in running if self._has_line(p.build_id, saying)]
             return loud if len(loud) == count else []
 
-        return until(look, f"{count} builds of run {number} say {saying!r}", within=DEADLINE_S)
+        return until(look, f"{count} builds of run {number} say {saying!r}", within=within)
 
     def _has_line(self, build: str | None, line: str) -> bool:
         path = self.state_dir / "logs" / str(build)[:2] / f"{build}.log"
@@ -268,11 +274,13 @@ class Daemon:
             "XDG_RUNTIME_DIR": str(self.home / "user"),
         }
 
-    def buildctl(self, *arguments: object, timeout: float = DEADLINE_S) -> subprocess.CompletedProcess[str]:
+    def buildctl(
+        self, *arguments: object, timeout: float = DEADLINE_S, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*BUILDCTL, *map(str, arguments)],
             env=self.client_environment(),
-            cwd=self.home,
+            cwd=cwd or self.home,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -368,7 +376,10 @@ def a_home() -> Iterator[Path]:
 
 @contextmanager
 def unbooted(
-    *, backend: str | None = None, settings: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None
+    *,
+    backend: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Daemon]:
     """A daemon that is not started yet. `settings` are `--set` options by key; `backend` None is the best one here."""
     best = "bwrap" if bwrap_trouble() is None else "plain"
@@ -382,7 +393,10 @@ def unbooted(
 
 @contextmanager
 def booted(
-    *, backend: str | None = None, settings: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None
+    *,
+    backend: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Daemon]:
     with unbooted(backend=backend, settings=settings, environ=environ) as daemon:
         yield daemon.boot()

@@ -170,9 +170,8 @@ def test_what_an_interrupted_build_left_is_removed_and_the_rest_is_not(store: Ar
     assert store.remove_temporaries() == 0
 
 
-def test_a_receipt_that_was_being_written_is_removed_as_well(store: ArtifactStore, tmp_path: Path) -> None:
-    output = add(store, staged(tmp_path / "dest", {"a": "x"})).output_id
-    half = store.directory(output) / "builds" / ".b1.tmp"
+def test_a_receipt_that_was_being_written_is_removed_as_well(store: ArtifactStore) -> None:
+    half = store.root / ".b1.tmp"
     half.write_text("{")
     store.remove_temporaries()
     assert not half.exists()

@@ -21,11 +21,13 @@ import trio
 
 from buildd.errors import BuildFailure
 from buildd.execute.proctree import (
+    adopted,
     become_subreaper,
     descendants,
     kill_until_gone,
     reap_adopted,
     signal_all,
+    started_at,
     with_cookie,
 )
 from buildd.execute.sandbox import Layout, Output
@@ -34,27 +36,41 @@ from buildd.store.tree import remove_tree
 
 
 class PlainTree:
-    def __init__(self, process: Process, build: str) -> None:
+    """What descends from the driver, what carries the build's cookie, and orphans that nobody else can have left.
+
+    An orphan without a cookie (`env -i setsid …`) is handed to the daemon, but whose it was cannot be told while
+    several builds run: it goes with the last of them.
+    """
+
+    def __init__(self, process: Process, build: str, active: set[str]) -> None:
+        """`active` holds the builds that have a tree; this one adds itself, and leaves with `kill`."""
         self._process = process
         self._build = build
+        self._active = active
+        active.add(build)
 
     def pids(self) -> list[int]:
-        """What descends from the driver; orphans of the build only count once it is to be killed."""
         return descendants(self._process.pid) if self._process.poll() is None else []
 
     def terminate(self) -> None:
         signal_all(self.pids(), signal.SIGTERM)
 
     async def kill(self, *, within: float) -> list[int]:
-        def find() -> list[int]:
-            self._process.poll()
-            reap_adopted()
-            found = {*self.pids(), *with_cookie(lambda build: build == self._build)}
-            return sorted(found - {self._process.pid})
-
+        below = {pid: started_at(pid) for pid in self.pids()}
         self._process.kill()
         await self._process.wait()
-        return await kill_until_gone(find, within=within)
+        self._active.discard(self._build)
+        return await kill_until_gone(
+            lambda: self._left() + [pid for pid, start in below.items() if start and started_at(pid) == start],
+            within=within,
+        )
+
+    def _left(self) -> list[int]:
+        reap_adopted()
+        found = with_cookie(lambda build: build == self._build)
+        if not self._active:
+            found += [pid for orphan in adopted() for pid in (orphan, *descendants(orphan))]
+        return found
 
 
 class SharedPrefix:
@@ -146,6 +162,7 @@ class PlainSandbox:
     def __init__(self, *, state_dir: Path) -> None:
         become_subreaper()
         self._prefix = SharedPrefix(state_dir / "prefix")
+        self._active: set[str] = set()
 
     def layout(self, work: Path) -> Layout:
         return Layout(
@@ -162,7 +179,7 @@ class PlainSandbox:
         return ["/usr/bin/env", "-C", str(work / "src"), *command]
 
     def tree(self, process: Process, build: str) -> PlainTree:
-        return PlainTree(process, build)
+        return PlainTree(process, build, self._active)
 
     @asynccontextmanager
     async def prefix(self, build: str, outputs: Sequence[Output]) -> AsyncIterator[Path | None]:

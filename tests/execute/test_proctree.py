@@ -1,0 +1,173 @@
+"""Finding what belongs to a build, and making sure that it is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from harness import until
+
+from buildd.execute import proctree
+from buildd.execute.proctree import COOKIE, alive, children, cookie_of, descendants, kill_until_gone, with_cookie
+from buildd.process import Process, spawn
+
+LIMIT_S = 20.0
+
+
+@pytest.fixture
+def cookie() -> Iterator[str]:
+    value = f"test-{uuid.uuid4()}"
+    yield value
+    assert with_cookie(lambda found: found == value) == []
+
+
+def tree(script: str, cookie: str) -> Process:
+    return spawn(["/bin/sh", "-c", script], env={"PATH": os.defpath, COOKIE: cookie})
+
+
+def of(cookie: str) -> list[int]:
+    return with_cookie(lambda found: found == cookie)
+
+
+@pytest.mark.trio
+async def test_descendants_are_found_parents_first(cookie: str) -> None:
+    with tree("sh -c 'sleep 1000 & sleep 1000 & wait' & wait", cookie) as process:
+        until(lambda: len(descendants(process.pid)) == 3, "the tree has grown")
+        found = descendants(process.pid)
+        (middle,) = children(process.pid)
+        assert found[0] == middle
+        assert sorted(found[1:]) == sorted(children(middle))
+        assert process.pid not in found
+        proctree.signal_all(found, signal.SIGKILL)
+        await process.wait()
+
+
+def test_who_is_gone_has_no_children_no_cookie_and_no_memory() -> None:
+    done = subprocess.Popen(["true"])
+    done.wait()
+    assert children(done.pid) == []
+    assert descendants(done.pid) == []
+    assert cookie_of(done.pid) is None
+    assert not alive(done.pid)
+    assert proctree.resident_bytes([done.pid]) == 0
+    proctree.signal_all([done.pid], signal.SIGKILL)
+
+
+def test_a_zombie_is_not_alive() -> None:
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert os.path.exists(f"/proc/{child.pid}")
+    assert not alive(child.pid)
+    child.wait()
+    assert alive(os.getpid())
+
+
+@pytest.mark.trio
+async def test_the_cookie_survives_new_sessions_and_double_forks(cookie: str) -> None:
+    with tree("setsid sh -c 'sleep 1000 & exec sleep 1000' >/dev/null 2>&1 & exit 0", cookie) as process:
+        await process.wait()
+        until(lambda: len(of(cookie)) == 2, "both have come loose")
+        assert descendants(process.pid) == []
+        assert {cookie_of(pid) for pid in of(cookie)} == {cookie}
+        assert await kill_until_gone(lambda: of(cookie), within=5) == []
+
+
+def test_only_the_whole_name_of_a_variable_counts(cookie: str) -> None:
+    env = {"PATH": os.defpath, f"X{COOKIE}": cookie, f"{COOKIE}X": cookie}
+    with spawn(["sleep", "1000"], env=env) as process:
+        assert cookie_of(process.pid) is None
+        assert of(cookie) == []
+
+
+def test_we_ourselves_never_match() -> None:
+    assert os.getpid() not in with_cookie(lambda _: True, "PATH")
+
+
+@pytest.mark.trio
+async def test_what_forks_faster_than_it_is_looked_at_is_ended_all_the_same(cookie: str) -> None:
+    script = "n=0; while [ $n -lt 3000 ]; do n=$((n+1)); setsid sleep 1000 & sleep 0.001; done"
+    with tree(script, cookie) as process:
+        until(lambda: len(of(cookie)) > 5, "it forks")
+        with trio.fail_after(LIMIT_S):
+            assert await kill_until_gone(lambda: of(cookie), within=10) == []
+        await process.wait()
+
+
+@pytest.mark.trio
+async def test_who_survives_is_named_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proctree, "signal_all", lambda pids, number: None)  # as if it were stuck in the kernel
+    with spawn(["sleep", "1000"], env={"PATH": os.defpath}) as process:
+        with trio.fail_after(LIMIT_S):
+            assert await kill_until_gone(lambda: [process.pid], within=0.05) == [process.pid]
+
+
+@pytest.mark.trio
+async def test_memory_of_a_tree_is_summed(cookie: str) -> None:
+    program = "import sys; b = bytearray(50_000_000); print(flush=True); sys.stdin.read()"
+    children_ = [
+        spawn(
+            [sys.executable, "-S", "-c", program],
+            env={COOKIE: cookie},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for child in children_:
+            assert child.stdout is not None
+            child.stdout.readline()
+        one, both = (proctree.resident_bytes(c.pid for c in children_[:n]) for n in (1, 2))
+        assert 50_000_000 < one < 100_000_000
+        assert 1.9 * one < both < 2.1 * one
+    finally:
+        for child in children_:
+            child.close()
+
+
+_SUBREAPER = """
+import os, subprocess, sys, time
+from buildd.execute.proctree import become_subreaper, children, reap_adopted
+from buildd.process import spawn
+become_subreaper()
+orphan = "sh -c 'sleep 0.1 & exec sleep 0.05' & exit 0"
+ours = spawn(["/bin/sh", "-c", orphan], env={"PATH": os.defpath})
+os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
+deadline = time.monotonic() + 10
+seen = set()
+while set(children(os.getpid())) != {ours.pid} and time.monotonic() < deadline:
+    seen |= set(children(os.getpid()))
+    reap_adopted()
+    time.sleep(0.005)
+assert set(children(os.getpid())) == {ours.pid}, "orphans are reaped"
+assert len(seen) >= 2, "there were orphans"
+assert ours.poll().status == 0, "ours is left to its owner"
+"""
+
+
+def test_a_subreaper_reaps_the_orphans_that_it_is_handed_and_leaves_its_own_children() -> None:
+    root = str(Path(proctree.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", _SUBREAPER],
+        env={"PYTHONPATH": root, "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_kernel_says_why_it_makes_no_subreaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proctree, "_PR_SET_CHILD_SUBREAPER", -1)
+    ctypes.set_errno(0)
+    with pytest.raises(OSError, match="Invalid argument"):
+        proctree.become_subreaper()

@@ -1,0 +1,200 @@
+"""The door to child processes: each is waited for once, ends with its owner, and inherits nothing by accident."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from harness import alive
+
+from buildd import process as process_module
+from buildd.process import live_pids, spawn
+
+ENV = {"PATH": os.defpath}
+LIMIT_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    before = sorted(os.listdir("/proc/self/fd"))
+    yield
+    assert live_pids() == frozenset()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    ("script", "status"), [("true", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", -9), ("kill -TERM $$", -15)]
+)
+async def test_the_status_is_the_exit_code_or_minus_the_signal(script: str, status: int) -> None:
+    with trio.fail_after(LIMIT_S), spawn(["sh", "-c", script], env=ENV) as process:
+        assert process.pid in live_pids()
+        first = await process.wait()
+        assert first.status == status
+        assert await process.wait() is first
+        assert process.poll() is first
+
+
+@pytest.mark.trio
+async def test_what_it_used_is_measured_with_its_children() -> None:
+    program = "b = bytearray(60_000_000); n = 0\nwhile n < 3_000_000: n += 1"
+    script = f'python3 -c "{program}"; true'
+    with trio.fail_after(LIMIT_S), spawn(["sh", "-c", script], env={"PATH": os.environ["PATH"]}) as process:
+        exit = await process.wait()
+    assert exit.status == 0
+    assert 60_000_000 < exit.max_rss_bytes < 300_000_000
+    assert 0.02 < exit.cpu_s < LIMIT_S
+
+
+@pytest.mark.trio
+async def test_a_child_leads_a_session_of_its_own_with_exactly_the_environment_and_descriptors_given(
+    tmp_path: Path,
+) -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)  # by carelessness
+    script = f"echo $(pwd) $$ $(cut -d' ' -f6 /proc/$$/stat); env | sort; ls /proc/self/fd; test ! -e /proc/$$/fd/{write}"
+    with (tmp_path / "out").open("wb") as out:
+        with spawn(["/bin/sh", "-c", script], env={"ONE": "1"}, cwd=tmp_path, stdout=out) as process:
+            assert (await process.wait()).status == 0
+            pid = process.pid
+    os.close(read)
+    os.close(write)
+    first, *rest = (tmp_path / "out").read_text().split("\n")
+    assert first == f"{tmp_path} {pid} {pid}"
+    variables = [line for line in rest if "=" in line and not line.startswith(("PWD=", "_=", "OLDPWD=", "SHLVL="))]
+    assert variables == ["ONE=1"]
+
+
+@pytest.mark.trio
+async def test_standard_input_and_output_are_empty_unless_given() -> None:
+    with trio.fail_after(LIMIT_S), spawn(["sh", "-c", "cat && readlink /proc/$$/fd/0 /proc/$$/fd/1"], env=ENV) as child:
+        assert (await child.wait()).status == 0
+        assert child.stdin is None
+        assert child.stdout is None
+    pipes = spawn(["cat"], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert pipes.stdin is not None
+    assert pipes.stdout is not None
+    pipes.stdin.write(b"hello")
+    pipes.stdin.close()
+    assert pipes.stdout.read() == b"hello"
+    pipes.close()
+    assert pipes.stdout.closed
+
+
+@pytest.mark.trio
+async def test_a_descriptor_that_is_passed_arrives() -> None:
+    read, write = os.pipe()
+    with spawn(["sh", "-c", f"echo hi >&{write}"], env=ENV, pass_fds=[write]) as process:
+        os.close(write)
+        assert (await process.wait()).status == 0
+    assert os.read(read, 10) == b"hi\n"
+    os.close(read)
+
+
+@pytest.mark.trio
+async def test_waiting_can_be_called_off_and_leaves_the_child_running() -> None:
+    with spawn(["sleep", "1000"], env=ENV) as process:
+        with trio.move_on_after(0.02) as scope:
+            await process.wait()
+        assert scope.cancelled_caught
+        assert process.poll() is None
+        assert alive(process.pid)
+        process.send_signal(signal.SIGTERM)
+        with trio.fail_after(LIMIT_S):
+            assert (await process.wait()).status == -signal.SIGTERM
+
+
+def test_leaving_the_context_kills_and_reaps() -> None:
+    with spawn(["sh", "-c", "trap '' TERM; sleep 1000 & wait"], env=ENV) as process:
+        pid = process.pid
+    assert process.exit is not None
+    assert process.exit.status == -signal.SIGKILL
+    assert not os.path.exists(f"/proc/{pid}")
+    _kill_session(pid)
+
+
+def _kill_session(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+@pytest.mark.trio
+async def test_after_the_end_signals_go_nowhere() -> None:
+    process = spawn(["true"], env=ENV)
+    await process.wait()
+    process.kill()
+    process.close()
+    process.close()
+    process.send_signal(signal.SIGKILL)
+    assert process.exit is not None
+    assert process.exit.status == 0
+
+
+@pytest.mark.trio
+async def test_a_signal_to_a_child_that_has_just_ended_is_no_error() -> None:
+    with spawn(["true"], env=ENV) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, not reaped
+        process.send_signal(signal.SIGTERM)
+        assert (await process.wait()).status == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "cwd", "number"),
+    [(["/no/such/program"], "/", errno.ENOENT), (["/etc/passwd"], "/", errno.EACCES), (["true"], "/none", errno.ENOENT)],
+)
+def test_what_cannot_be_started_is_an_os_error_and_leaves_nothing(argv: list[str], cwd: str, number: int) -> None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is looked at
+        spawn(argv, env=ENV, cwd=cwd)
+    assert caught.value.errno == number
+
+
+def test_a_child_that_cannot_be_watched_is_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def no_pidfd(pid: int) -> int:
+        seen.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(process_module.os, "pidfd_open", no_pidfd)
+    with pytest.raises(OSError, match="Too many open files"):
+        spawn(["sleep", "1000"], env=ENV)
+    assert not os.path.exists(f"/proc/{seen[0]}")
+
+
+def test_no_other_thread_may_spawn() -> None:
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            spawn(["true"], env=ENV)
+        except RuntimeError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(caught[0])
+
+
+@pytest.mark.trio
+async def test_many_children_at_once_are_all_waited_for() -> None:
+    statuses: list[int] = []
+
+    async def one(number: int) -> None:
+        with spawn(["sh", "-c", f"exit {number}"], env=ENV) as process:
+            statuses.append((await process.wait()).status)
+
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(one, number)
+    assert sorted(statuses) == list(range(60))
