@@ -16,7 +16,7 @@ import trio
 
 from buildd import __version__, config, logging
 from buildd.app import Daemon
-from buildd.errors import BuilddError
+from buildd.errors import BuilddError, InvalidInput
 from buildd.execute.sandbox.choose import choose
 from buildd.monitor.checks import machine_checks
 from buildd.protocol import CheckResult
@@ -30,18 +30,33 @@ def main() -> None:
     arguments = _parser().parse_args()
     files = [Path(arguments.config)] if arguments.config else None
     load = partial(config.load, files=files, settings=arguments.set)
+    failure: BuilddError | None = None
+    status = 0
     try:
         settings = load()
         if arguments.print_config:
             sys.stdout.write(json.dumps(msgspec.to_builtins(settings, enc_hook=_plain), indent=2) + "\n")
-            return
-        logging.set_up(settings.daemon.log_level)
-        if arguments.check:
-            sys.exit(trio.run(_check, settings, arguments.json))
-        trio.run(Daemon(load, _limit_life).run)
-    except BuilddError as error:
-        sys.stderr.write(f"buildd: {error.message}\n" + (f"  {error.hint}\n" if error.hint else ""))
-        sys.exit(EXIT_CANNOT_START if error.code != 2 else 2)
+        else:
+            logging.set_up(settings.daemon.log_level)
+            if arguments.check:
+                status = trio.run(_check, settings, arguments.json)
+            else:
+                trio.run(Daemon(load, _limit_life).run)
+    except* BuilddError as group:  # nurseries wrap what goes through them
+        failure = _first(group)
+    if failure is not None:
+        sys.stderr.write(f"buildd: {failure.message}\n" + (f"  {failure.hint}\n" if failure.hint else ""))
+        status = 2 if failure.code == InvalidInput.code else EXIT_CANNOT_START
+    sys.exit(status)
+
+
+def _first(group: BaseExceptionGroup[BuilddError]) -> BuilddError:
+    """A leaf of the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, BuilddError)
+    return error
 
 
 def _parser() -> argparse.ArgumentParser:

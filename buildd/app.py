@@ -35,7 +35,7 @@ from buildd.engine.prepare import Planner
 from buildd.errors import BuilddError, Refused
 from buildd.execute.build import BuildTools
 from buildd.execute.download import DistfileCache, FetchSettings
-from buildd.execute.environment import environment_id
+from buildd.execute.environment import EnvironmentId
 from buildd.execute.leftovers import new_instance, sweep
 from buildd.execute.sandbox import Sandbox
 from buildd.execute.sandbox.choose import choose
@@ -77,6 +77,7 @@ class Daemon:
         self._config = load()
         self._stop = Stop()
         self._clones: Clones | None = None
+        self._engine: Engine | None = None
 
     def config(self) -> Config:
         return self._config
@@ -88,6 +89,7 @@ class Daemon:
         work_dir = Path(config.daemon.work_dir)
         for directory in (state_dir, cache_dir, work_dir):
             _make_directory(directory)
+        os.chmod(work_dir, 0o700)
         lock = _lock(state_dir)
         try:
             _raise_file_limit()
@@ -132,8 +134,9 @@ class Daemon:
             store=runs,
             planner=Planner(self.config, clones, cache_dir),
             tools=tools,
-            environment=_cached(lambda: environment_id(self._config, sandbox), lambda: self._config),
+            environment=EnvironmentId(self.config, sandbox),
         )
+        self._engine = engine
         if database.set_aside is not None:
             journal.emit("database_set_aside", data={"path": str(database.set_aside)})
         warden = _start_warden(tools.instance) if sandbox.name == "plain" else None
@@ -275,6 +278,8 @@ class Daemon:
         logging.set_up(self._config.daemon.log_level)
         if self._clones is not None:
             self._clones.reconfigure(_clone_settings(self._config))
+        if self._engine is not None:
+            self._engine.dispatch()
         later = [
             name
             for name in ("daemon", "sandbox", "fetch", "events")
@@ -355,19 +360,6 @@ def _fetch_settings(config: Config) -> FetchSettings:
         max_bytes=config.fetch.max_bytes,
         proxies=Proxies.from_environment(os.environ),
     )
-
-
-def _cached(make: Callable[[], str], version: Callable[[], object]) -> Callable[[], str]:
-    """`make`'s result, made again when `version` gives another object."""
-    kept: list[tuple[object, str]] = []
-
-    def get() -> str:
-        present = version()
-        if not kept or kept[0][0] is not present:
-            kept[:] = [(present, make())]
-        return kept[0][1]
-
-    return get
 
 
 def _discard(_: object) -> None:

@@ -26,6 +26,11 @@ FailureReason = Literal[
 FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)
 
 
+def encodable(text: str) -> str:
+    """`text` with lone surrogates (file names that are not UTF-8) written out: fit for JSON and the database."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class BuilddError(Exception):
     """Base of all errors with a text for the user. `code` 1: something failed that the request asked for."""
 
@@ -33,8 +38,8 @@ class BuilddError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = encodable(message)
+        self.hint = encodable(hint)
 
 
 class InvalidInput(BuilddError):

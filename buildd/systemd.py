@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import MutableMapping
 
 _FIRST_FD = 3
@@ -48,6 +49,8 @@ def adopted_socket(environ: MutableMapping[str, str] = os.environ) -> int | None
     for descriptor in range(_FIRST_FD, _FIRST_FD + int(count)):
         os.set_inheritable(descriptor, False)
         try:
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
             with socket.socket(fileno=os.dup(descriptor)) as candidate:
                 if candidate.family == socket.AF_UNIX and candidate.type == socket.SOCK_STREAM:
                     return descriptor

@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from buildd import config as configuration
 from buildd.config import SECTIONS, Config, load, parse_bytes, parse_seconds
@@ -240,8 +239,21 @@ def test_any_text_is_a_value_or_invalid_input(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0), ("30", 30), ("30s", 30), ("500ms", 0.5), ("5min", 300), ("5m", 300), ("1.5h", 5400), ("1d", 86400)]
-    + [("2w", 1209600), (" 2 H ", 7200), ("2sec", 2), (3, 3), (0.25, 0.25)],
+    [
+        ("0", 0),
+        ("30", 30),
+        ("30s", 30),
+        ("500ms", 0.5),
+        ("5min", 300),
+        ("5m", 300),
+        ("1.5h", 5400),
+        ("1d", 86400),
+        ("2w", 1209600),
+        (" 2 H ", 7200),
+        ("2sec", 2),
+        (3, 3),
+        (0.25, 0.25),
+    ],
 )
 def test_durations(text: str | float, seconds: float) -> None:
     assert parse_seconds(text) == seconds
@@ -249,8 +261,19 @@ def test_durations(text: str | float, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("10", 10), ("10b", 10), ("1k", 1024), ("1KiB", 1024), ("10MB", 10**7), ("512MiB", 512 << 20)]
-    + [("2GiB", 2 << 30), ("1.5g", 3 << 29), ("1TB", 10**12), (7, 7)],
+    [
+        ("0", 0),
+        ("10", 10),
+        ("10b", 10),
+        ("1k", 1024),
+        ("1KiB", 1024),
+        ("10MB", 10**7),
+        ("512MiB", 512 << 20),
+        ("2GiB", 2 << 30),
+        ("1.5g", 3 << 29),
+        ("1TB", 10**12),
+        (7, 7),
+    ],
 )
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_bytes(text) == size

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections import deque
 from pathlib import Path
 
@@ -44,9 +45,11 @@ def shut_connections(path: Path) -> int:
     count = 0
     for name in os.listdir("/proc/self/fd"):
         try:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
             connection = socket.socket(fileno=os.dup(int(name)))
         except OSError:
-            continue  # not a socket, or gone
+            continue  # gone
         with connection:
             try:
                 if connection.family != socket.AF_UNIX or connection.getsockname() != os.fspath(path):

@@ -43,10 +43,9 @@ class Server:
             request = _requests.decode(body)
         except (msgspec.DecodeError, RecursionError) as error:
             return _failure(None, _malformed(body, error))
-        result: Any = None
         failure: Error | None = None
         try:
-            result = await self._call(request, peer)
+            success = _success(request.id, await self._call(request, peer))
         except BuilddError as error:
             failure = Error(
                 code=error.code, message=error.message, data=ErrorData(hint=error.hint, kind=type(error).__name__)
@@ -60,7 +59,7 @@ class Server:
             )
         if request.id is msgspec.UNSET:
             return None
-        return _failure(request.id, failure) if failure is not None else _success(request.id, result)
+        return _failure(request.id, failure) if failure is not None else success
 
     async def _call(self, request: Request, peer: Peer) -> Any:
         method = METHODS.get(request.method)

@@ -12,6 +12,7 @@ what libzmq collects of unfinished messages is bounded by `guard`.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import socket as unix
@@ -105,7 +106,8 @@ class ControlSocket:
             router.close(linger=_LAST_WORDS_MS)
             context.term()
             if adopted_fd is None:
-                os.unlink(path)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
     async def _own(self, router: zmq.Socket[bytes], nursery: trio.Nursery) -> None:
         """The owning task: everything that touches the socket happens here."""

@@ -27,11 +27,11 @@ from buildd.engine.progress import FINAL, PackageRun, Progress
 from buildd.engine.recovery import close_interrupted, restore
 from buildd.engine.release import collect_release
 from buildd.engine.run import Run
-from buildd.engine.targets import parse_target
+from buildd.engine.targets import parse_target, without_credentials
 from buildd.engine.views import package_view, run_view
-from buildd.errors import BuilddError, InvalidInput, NotFound, Refused
+from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodable
 from buildd.execute.build import BuildTools
-from buildd.model import BuildRecord, Stats
+from buildd.model import BuildRecord, PackageState, Stats
 from buildd.planner.graph import topological_order, urgency, waves
 from buildd.planner.states import (
     Building,
@@ -131,7 +131,7 @@ class Engine:
         for text in params.targets:
             parse_target(text)
         request = RunRequest(
-            targets=params.targets,
+            targets=tuple(without_credentials(text) for text in params.targets),
             keep_going=params.keep_going,
             force=params.force,
             fetch_only=params.fetch_only,
@@ -150,11 +150,11 @@ class Engine:
         commit = self._journal.emit(
             "run_state",
             run=record.id,
-            data={"from": None, "to": "initialized", "number": record.number, "targets": list(params.targets)},
+            data={"from": None, "to": "initialized", "number": record.number, "targets": list(request.targets)},
             statements=[insert_run(record)],
         )
         await commit.wait()
-        self._admit(Run(record))
+        self._admit(Run(record, targets=params.targets))
         return record
 
     async def plan(self, targets: Sequence[str], *, refresh: bool) -> tuple[Plan, dict[str, int]]:
@@ -171,6 +171,8 @@ class Engine:
         """Cancel a run or one of its packages; says what was done. Raises NotFound, Refused."""
         if run.finished.is_set() or name_of(run.record.state) in ("completed", "failed", "cancelled"):
             raise Refused(f"run {run.record.number} has already ended", hint="`buildctl show` tells how")
+        if isinstance(run.record.state, Packaging):
+            raise Refused(f"run {run.record.number} is all but done", hint="everything is built; wait a moment")
         if package is not None:
             return self._cancel_package(run, package, f"cancelled by {by}")
         if run.record.cancelled_by is None:
@@ -189,8 +191,15 @@ class Engine:
         if package.state == "running":
             self._stop_build(run, name, message)
             return f"the build of {name} is being cancelled"
-        self.settle_package(run, name, "cancelled", reason="cancelled", message=message)
+        run.record = msgspec.structs.replace(run.record, cancelled={**run.record.cancelled, name: message})
+        self.settle_package(
+            run, name, "cancelled", reason="cancelled", message=message, statements=[update_run(run.record)]
+        )
         return f"{name} is cancelled"
+
+    def dispatch(self) -> None:
+        """Start what may start, after the configuration has changed."""
+        self._pool.dispatch()
 
     def drain(self, reason: str) -> None:
         """Start no more builds and accept no more runs."""
@@ -270,7 +279,7 @@ class Engine:
         try:
             async with run.held:
                 with run.preparing:
-                    if run.record.cancelled_by is None:
+                    if run.record.cancelled_by is None or run.plan is not None:
                         await self._prepare(run)
                 if self._pool.stopping and run.progress is None:
                     return  # it begins anew at the next start
@@ -280,7 +289,9 @@ class Engine:
         except BuilddError as error:
             await self._end(run, Failed(error=error.message, hint=error.hint))
         except OSError as error:
-            await self._end(run, Failed(error=f"{error.strerror}: {error.filename}", hint="free disk space?"))
+            await self._end(
+                run, Failed(error=encodable(f"{error.strerror}: {error.filename}"), hint="free disk space?")
+            )
         except Exception:
             log.exception("run failed by a fault of the daemon")
             await self._end(
@@ -290,18 +301,18 @@ class Engine:
     async def _prepare(self, run: Run) -> None:
         """Discover and plan, or go on with the plan of an earlier life."""
         request = run.record.request
-        targets = [parse_target(text) for text in request.targets]
         run.record = msgspec.structs.replace(run.record, started_at=run.record.started_at or time.time())
         self._move(run, Discovering())
         statements: list[Statement] = []
-        if run.plan is None:
+        if run.plan is not None and await self._planner.hold(run.plan, run.held):
+            self._move(run, Planning())
+            plan = Plan(packages=tuple(run.plan))
+        else:
+            targets = [parse_target(text) for text in run.targets]
             located = await self._planner.locate(targets, refresh=request.refresh, held=run.held)
             self._move(run, Planning())
             plan = await self._planner.plan(targets, located, refresh=request.refresh, held=run.held)
             statements.append(save_plan(run.id, plan.packages))
-        else:
-            self._move(run, Planning())
-            plan = Plan(packages=tuple(run.plan))
         graph = plan.graph
         order = topological_order(graph)
         durations = await self._store.history(graph)
@@ -329,8 +340,9 @@ class Engine:
         run.progress = Progress(PackageRun(packages[n], graph[n], wave[n], urgent[n]) for n in order)
         run.record = msgspec.structs.replace(run.record, waves=run.progress.waves)
         self._move(run, Building(wave=min(1, run.progress.waves), waves=run.progress.waves), statements)
-        for name, message in restore(run, earlier, self._tools.artifacts):
-            self.settle_package(run, name, "failed", reason="interrupted", message=message)
+        for name, state, reason, message in restore(run, earlier):
+            if run.progress.packages[name].state == "queued":
+                self.settle_package(run, name, state, reason=reason, message=message)
         for name in order:
             package = run.progress.packages[name]
             if package.state == "queued" and package.package.ignore:
@@ -339,6 +351,8 @@ class Engine:
             self._pool.make_ready(run, name)
         if run.record.cancelled_by is not None:
             self._cancel_rest(run, f"cancelled by {run.record.cancelled_by}")
+        elif run.record.failed_fast is not None:
+            self._cancel_rest(run, run.record.failed_fast, reason="fail_fast")
         self._after_change(run)
 
     async def _conclude(self, run: Run) -> None:
@@ -370,9 +384,8 @@ class Engine:
     async def _end(self, run: Run, state: RunState) -> None:
         """Give a run its final state and forget it, once that is on disk."""
         if run.progress is not None:
-            for package in run.progress.in_state("queued", "running"):
-                if package.state == "queued":
-                    run.progress.move(package.package.name, "cancelled", reason="cancelled", message="the run ended")
+            for package in reversed(run.progress.in_state("queued")):
+                run.progress.move(package.package.name, "cancelled", reason="cancelled", message="the run ended")
         packages = [package_view(p) for p in run.progress.packages.values()] if run.progress is not None else []
         run.record = msgspec.structs.replace(
             run.record,
@@ -407,12 +420,22 @@ class Engine:
         return self._journal.emit("run_state", run=run.id, data=shown, statements=[*statements, update_run(run.record)])
 
     def settle_package(
-        self, run: Run, name: str, state: Any, *, reason: str | None = None, message: str | None = None
+        self,
+        run: Run,
+        name: str,
+        state: PackageState,
+        *,
+        reason: str | None,
+        message: str | None,
+        statements: Sequence[Statement] = (),
     ) -> None:
         """Move a package that is not being built to a final state, with all that follows from it."""
         assert run.progress is not None
         ready, given_up = run.progress.move(name, state, reason=reason, message=message)
-        self._journal.emit(f"package_{state}", run=run.id, package=name, data={"reason": reason, "message": message})
+        kind = "package_completed" if state == "success" else f"package_{state}"
+        self._journal.emit(
+            kind, run=run.id, package=name, data={"reason": reason, "message": message}, statements=statements
+        )
         self._report_given_up(run, given_up)
         for other in ready:
             self._pool.make_ready(run, other)
@@ -442,12 +465,14 @@ class Engine:
         """Cancel everything of a run that has not ended."""
         if run.progress is None:
             return
-        for package in run.progress.in_state("queued"):
-            if package.state == "queued":  # not blocked by one before it
-                run.progress.move(package.package.name, "cancelled", reason=reason, message=message)
-                self._journal.emit(
-                    "package_cancelled", run=run.id, package=package.package.name, data={"message": message}
-                )
+        for package in reversed(run.progress.in_state("queued")):  # dependents first: none is blocked by this
+            run.progress.move(package.package.name, "cancelled", reason=reason, message=message)
+            self._journal.emit(
+                "package_cancelled",
+                run=run.id,
+                package=package.package.name,
+                data={"reason": reason, "message": message},
+            )
         for name in list(run.builds):
             self._stop_build(run, name, message)
         self._after_change(run)
@@ -474,5 +499,10 @@ class Engine:
         for other_name in ready:
             self._pool.make_ready(run, other_name)
         if state == "failed" and not run.record.request.keep_going:
-            self._cancel_rest(run, f"{name} failed and the run is fail-fast", reason="fail_fast")
+            message = f"{name} failed and the run is fail-fast"
+            run.record = msgspec.structs.replace(run.record, failed_fast=message)
+            self._journal.emit(
+                "run_given_up", run=run.id, data={"message": message}, statements=[update_run(run.record)]
+            )
+            self._cancel_rest(run, message, reason="fail_fast")
         self._after_change(run)

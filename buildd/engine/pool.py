@@ -149,6 +149,8 @@ class WorkerPool:
 
     def _skip(self, run: Run, package: PackageRun) -> bool:
         """Answer a package with an earlier result, if there is one and its artifact is there."""
+        if self._take_over(run, package):
+            return True
         known = run.results.get(package.key)
         if known is None or run.record.request.fetch_only or not self._tools.artifacts.exists(known.output_id):
             return False
@@ -157,6 +159,17 @@ class WorkerPool:
         package.artifact = str(self._tools.artifacts.directory(known.output_id))
         log.info(f"{name}@{version} ({_SKIPPED})", run=run.id, key=package.key)
         self._owner.settle_package(run, name, "skipped", reason="unchanged", message=_SKIPPED)
+        return True
+
+    def _take_over(self, run: Run, package: PackageRun) -> bool:
+        """Answer a package with its success in an earlier life of the daemon."""
+        build = run.earlier.get(package.package.name)
+        if build is None or build.key != package.key:
+            return False
+        if build.output_id is not None and not self._tools.artifacts.exists(build.output_id):
+            return False
+        note_build(package, build)
+        self._owner.settle_package(run, package.package.name, "success", reason=None, message=None)
         return True
 
     def _start_build(self, run: Run, package: PackageRun) -> None:

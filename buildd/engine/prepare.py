@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from buildd.config import Config
 from buildd.engine.targets import Target, is_url, parse_target
-from buildd.errors import InvalidInput, NotFound
+from buildd.errors import InvalidInput, NotFound, encodable
 from buildd.execute.sandbox import SYSTEM_PATH
 from buildd.model import Package
 from buildd.planner.graph import topological_order
@@ -58,6 +58,8 @@ class Planner:
         self._config = config
         self._clones = clones
         self._snapshots = cache_dir / "snapshots"
+        self._locks: dict[str, trio.Lock] = {}
+        """By local path."""
 
     async def locate(self, targets: Sequence[Target], *, refresh: bool, held: AsyncExitStack) -> list[Located]:
         """Find each target's revision; clones stay in use until `held` is closed. Raises BuilddError."""
@@ -79,13 +81,38 @@ class Planner:
         tools = {t: shutil.which(t, path=path) is not None for p in selected.values() for t in p.tools}
         return Plan(packages=tuple(_final(selected[name], depends[name], tools) for name in order))
 
+    async def hold(self, packages: Sequence[Package], held: AsyncExitStack) -> bool:
+        """Keep the sources of a plan of an earlier life in use; False when they are gone and it must be made anew.
+
+        Raises BuilddError when a clone was deleted and cannot be cloned again.
+        """
+        for repository, store in {(p.repository, p.store) for p in packages}:
+            if is_url(repository):
+                await self._clones.ensure(repository, refresh=False)
+                held.enter_context(self._clones.use(repository))
+
+            def present(store: str = store, repository: str = repository) -> bool:
+                try:
+                    git = GitStore(Path(store))
+                    for package in packages:
+                        if package.repository == repository:
+                            git.subtree(package.tree)
+                except NotFound:
+                    return False
+                return True
+
+            if not await trio.to_thread.run_sync(present):
+                return False
+        return True
+
     # --- where things are ---------------------------------------------------------------------------------
 
     async def _locate(
         self, repo: str, revision: str | None, local: bool, refresh: bool, held: AsyncExitStack
     ) -> Located:
         if local:
-            return await trio.to_thread.run_sync(self._locate_directory, Path(repo), revision)
+            async with self._locks.setdefault(repo, trio.Lock()):  # two snapshots would share an index
+                return await trio.to_thread.run_sync(self._locate_directory, Path(repo), revision)
         url = repo if is_url(repo) else self._clones.find(repo).url
         record = await self._clones.ensure(url, refresh=refresh)
         held.enter_context(self._clones.use(record.url))
@@ -104,6 +131,8 @@ class Planner:
                 f"{directory} is not a directory that the daemon can read: {why}",
                 hint="give a git repository, a directory or a URL",
             ) from None
+        if encodable(str(directory)) != str(directory):
+            raise InvalidInput(f"the name of {directory} is not UTF-8", hint="rename it: records are UTF-8")
         if top is not None:
             inside = os.path.relpath(directory, top)
             try:

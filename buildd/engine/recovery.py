@@ -14,8 +14,7 @@ import msgspec
 import structlog
 
 from buildd.engine.run import Run, note_build
-from buildd.model import BuildRecord
-from buildd.store.artifacts import ArtifactStore
+from buildd.model import BuildRecord, PackageState
 from buildd.store.journal import Journal
 from buildd.store.logs import Logs
 from buildd.store.runs import RunStore, update_build
@@ -47,29 +46,29 @@ async def close_interrupted(store: RunStore, journal: Journal, logs: Logs) -> No
             log.warning("cannot write to the log of a build", build=build.id, error=str(error))
 
 
-def restore(run: Run, earlier: Sequence[BuildRecord], artifacts: ArtifactStore) -> list[tuple[str, str]]:
-    """Put the results of earlier lives into the run's progress; the packages to be set aside, and why.
+def restore(run: Run, earlier: Sequence[BuildRecord]) -> list[tuple[str, PackageState, str, str]]:
+    """Note what became of a run's packages in earlier lives; those that have ended without success, as
+    (package, state, reason, message).
 
-    `earlier` are the builds of the run, oldest first: the last one of each package counts.
+    `earlier` are the builds of the run, oldest first: the last one of each package counts. A success is only
+    noted: whether it still answers the package shows when its dependencies are done and its key is known.
     """
     assert run.progress is not None
-    last = {build.package: build for build in earlier}
     run.attempts.update(build.package for build in earlier)
     died = Counter(build.package for build in earlier if build.message == _DIED)
-    aside = []
-    for name, package in run.progress.packages.items():
-        build = last.get(name)
-        if build is None or package.state != "queued":
-            continue
-        if build.reason == "interrupted":
-            if died[name] >= KILLER_ATTEMPTS:
-                aside.append((name, f"set aside: the daemon died {died[name]} times while this was built"))
-        elif build.state == "success":
-            if build.output_id is None or artifacts.exists(build.output_id):
-                run.progress.gather_outputs(name)  # its dependents see all that it saw
-                note_build(package, build)
-                run.progress.move(name, "success")
-        elif build.state != "running":
-            note_build(package, build)
-            run.progress.move(name, build.state, reason=build.reason, message=build.message)
-    return aside
+    last = {build.package: build for build in earlier if build.package in run.progress.packages}
+    ended: list[tuple[str, PackageState, str, str]] = []
+    for name, build in last.items():
+        if build.state == "success":
+            run.earlier[name] = build
+        elif build.reason != "interrupted":
+            note_build(run.progress.packages[name], build)
+            state: PackageState = "cancelled" if build.state == "cancelled" else "failed"
+            ended.append((name, state, build.reason or "", build.message or ""))
+        elif died[name] >= KILLER_ATTEMPTS:
+            message = f"set aside: the daemon died {died[name]} times while this was built"
+            ended.append((name, "failed", "interrupted", message))
+    ended.extend(
+        (name, "cancelled", "cancelled", why) for name, why in run.record.cancelled.items() if name not in last
+    )
+    return ended

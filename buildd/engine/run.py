@@ -19,13 +19,19 @@ from buildd.store.runs import KnownResult, RunRecord
 class Run:
     """Changed by the engine only, in trio's thread."""
 
-    def __init__(self, record: RunRecord, *, plan: Sequence[Package] | None = None) -> None:
+    def __init__(
+        self, record: RunRecord, *, plan: Sequence[Package] | None = None, targets: Sequence[str] | None = None
+    ) -> None:
+        """`targets` are those of the request with the credentials that the record leaves out."""
         self.record = record
+        self.targets = record.request.targets if targets is None else targets
         self.plan = plan
         """The plan of an earlier life of the daemon; None discovers and plans."""
         self.progress: Progress | None = None
         self.results: dict[str, KnownResult] = {}
         """Earlier successes by key."""
+        self.earlier: dict[str, BuildRecord] = {}
+        """Successes of earlier lives of the daemon in this run, by package: taken over if the key is still equal."""
         self.attempts: Counter[str] = Counter()
         """Builds of each package in this run so far, in earlier lives of the daemon too."""
         self.builds: dict[str, BuildControl] = {}

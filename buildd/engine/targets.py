@@ -52,6 +52,18 @@ def parse_target(text: str) -> Target:
     return Target(repo=repo, revision=revision, package=package or None, local=repo.startswith("/"))
 
 
+def without_credentials(text: str) -> str:
+    """A target as it may be recorded and shown: without what a URL says before the host, but for ssh's user."""
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return text
+    authority, slash, path = text[scheme.end() :].partition("/")
+    user, at, host = authority.rpartition("@")
+    name = user.partition(":")[0]
+    kept = f"{name}@" if at and name and scheme.group().lower() == "ssh://" else ""
+    return f"{scheme.group()}{kept}{host}{slash}{path}"
+
+
 def is_url(repo: str) -> bool:
     """Whether a target's repository is a URL, or `user@host:path`, and not a known name."""
     return bool(_SCHEME.match(repo) or _SCP.match(repo))

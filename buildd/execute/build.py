@@ -251,12 +251,14 @@ class _Builder:
             return manifest
 
     def _prepare(self) -> None:
-        self._work.mkdir()
+        self._work.mkdir(mode=0o700)  # what a build makes setuid is out of reach for other users
         for name in ("build", "dest", "home", "tmp"):
             os.mkdir(self._work / name)
         source = self._work / "src"
         os.mkdir(source)
-        GitStore(Path(self._package.store)).checkout(self._package.tree, source, SOURCE_DATE_EPOCH)
+        GitStore(Path(self._package.store)).checkout(
+            self._package.tree, source, SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
+        )
 
     async def _collect(self, log_file: int) -> Manifest:
         """Move what is staged into the artifact store."""

@@ -51,7 +51,12 @@ async def sweep(state_dir: Path, work_dir: Path) -> None:
     for directory in (work_dir, state_dir / "prefixes"):
         for name in os.listdir(directory) if directory.is_dir() else ():
             if _BUILD_ID.fullmatch(name):
-                await trio.to_thread.run_sync(remove_tree, directory / name)
-                removed += 1
+                try:
+                    await trio.to_thread.run_sync(remove_tree, directory / name)
+                    removed += 1
+                except OSError as error:
+                    log.error(
+                        "a work directory of an earlier daemon stays", path=str(directory / name), error=str(error)
+                    )
     if removed:
         log.info("work directories of an earlier daemon were removed", count=removed)

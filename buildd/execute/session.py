@@ -2,17 +2,20 @@
 
 One sandbox for several phases, because setting one up costs most of a small build. A driver of a few lines of
 shell runs each phase by `/bin/sh -e` and reports begin and end over a pipe, which it gets as standard input
-and keeps from the phases. Output goes straight into the log file: no pipe through Python, no loss.
+closes in the phases. Output goes through a pipe that is spliced into the log file.
 
-Invariant: when `run_session` returns or raises, no process of the session is left (or it raises
-SandboxTrouble, which names them).
+Invariant: when `run_session` returns or raises, no process of the session is left; those that survived
+SIGKILL, stuck in the kernel, are named in the daemon's log.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import structlog
@@ -20,6 +23,7 @@ import trio
 from msgspec import Struct
 
 from buildd.errors import BuildFailure, FailureReason
+from buildd.execute.output_pump import OutputPump
 from buildd.execute.proctree import resident_bytes
 from buildd.execute.sandbox import Sandbox, Tree
 from buildd.model import Resources
@@ -44,6 +48,8 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 """
+_REPORT = re.compile(rb"(?P<verb>begin|end) (?P<phase>[a-z]{1,16})(?: (?P<status>[0-9]{1,3}))?")
+_LONGEST_REPORT = 64
 TICK_S = 0.5
 KILL_WITHIN_S = 5.0
 _GRACE_TICK_S = 0.1
@@ -99,16 +105,16 @@ async def run_session(
 ) -> SessionEnd:
     """Run the commands; the first that fails ends the session.
 
-    `log_file` is a descriptor opened for appending. `grace()` gives the seconds between SIGTERM and SIGKILL
-    when the session is cancelled. Raises BuildFailure for limits and for a sandbox that cannot be started.
+    `log_file` is a descriptor positioned at the log's end. `grace()` gives the seconds between SIGTERM and
+    SIGKILL when the session is cancelled. Raises BuildFailure for limits, and for a sandbox that cannot be
+    started or that does not report as it should.
     """
     arguments = [part for c in commands for part in (c.phase, c.text)]
     argv = sandbox.argv(["/bin/sh", "-c", _DRIVER, "buildd", *arguments], work=work, prefix=prefix, network=network)
-    reader, writer = os.pipe()
-    try:
-        os.set_blocking(reader, False)
+    report = _Report([c.phase for c in commands], observer)
+    with _pipe() as reports, closing(OutputPump(log_file, limits.log)) as output:
         try:
-            process = spawner(argv, env=env, stdin=writer, stdout=log_file, stderr=log_file)
+            process = spawner(argv, env=env, stdin=reports.writer, stdout=output.writer, stderr=output.writer)
         except OSError as error:
             raise BuildFailure(
                 "sandbox_failed",
@@ -116,40 +122,72 @@ async def run_session(
                 hint="run `buildctl doctor`; out of processes, memory or open files?",
             ) from None
         finally:
-            os.close(writer)
+            reports.close_writer()
+            output.close_writer()
         with process:
             tree = sandbox.tree(process, build)
-            report = _Report(observer)
-            watch = _Watch(limits, tree, log_file)
+            watch = _Watch(limits, tree, output)
+            failure: BuildFailure | None = None
             finished = False
             try:
-                await _follow(reader, report, watch)
-                with trio.move_on_after(KILL_WITHIN_S):
-                    await process.wait()
-                    finished = True
-            except trio.Cancelled:
-                tree.terminate()
-                await _wait_at_most(process, grace)
-                raise
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(output.run)
+                    try:
+                        await _follow(reports.reader, report, watch)
+                        with trio.move_on_after(KILL_WITHIN_S):
+                            await process.wait()
+                    except BuildFailure as error:  # not through the nursery, which would wrap it
+                        failure = error
+                    nursery.cancel_scope.cancel()
+                finished = True
             finally:
+                if not finished:  # cancelled
+                    tree.terminate()
+                    await _wait_at_most(process, grace, output)
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * KILL_WITHIN_S):
                     survivors = await tree.kill(within=KILL_WITHIN_S)
                 _complain(survivors, build)
+                output.drain()
                 if process.exit is not None:
                     largest = max(process.exit.max_rss_bytes, watch.largest_rss)
                     observer.used(Resources(cpu_s=round(process.exit.cpu_s, 6), max_rss_bytes=largest))
+            if failure is None and output.trouble is not None:
+                failure = BuildFailure(*output.trouble)
+            if failure is not None:
+                raise failure
             assert process.exit is not None
-            return report.end(process.exit, killed=not finished)
+            return report.end(process.exit)
+
+
+class _Pipe:
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+
+    def close_writer(self) -> None:
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+
+@contextmanager
+def _pipe() -> Iterator[_Pipe]:
+    """A pipe of which the reader does not block, closed at the end."""
+    pipe = _Pipe()
+    try:
+        yield pipe
     finally:
-        os.close(reader)
+        pipe.close_writer()
+        os.close(pipe.reader)
 
 
-async def _wait_at_most(process: Process, grace: Callable[[], float]) -> None:
+async def _wait_at_most(process: Process, grace: Callable[[], float], output: OutputPump) -> None:
     """Wait for the end of the process, shielded, for `grace()` seconds: asked again and again, as it may shrink."""
     asked = trio.current_time()
     while process.exit is None and trio.current_time() < asked + grace():
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE_TICK_S):
             await process.wait()
+        output.drain()
 
 
 def _complain(survivors: Sequence[int], build: str) -> None:
@@ -158,9 +196,14 @@ def _complain(survivors: Sequence[int], build: str) -> None:
 
 
 class _Report:
-    """What the driver said so far."""
+    """What the driver said so far.
 
-    def __init__(self, observer: Observer) -> None:
+    A phase can reach the driver's pipe through /proc, so nothing is believed but `begin` and `end` of the
+    expected phases in their order; a build can lie about its own success, as it can by `exit 0`, and no more.
+    """
+
+    def __init__(self, expected: Sequence[str], observer: Observer) -> None:
+        self._expected = list(reversed(expected))
         self._observer = observer
         self._buffer = b""
         self._failed: tuple[str, int] | None = None
@@ -168,29 +211,38 @@ class _Report:
         self._begun = False
 
     def feed(self, data: bytes) -> None:
+        """Raises BuildFailure for what the driver would not say."""
         *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > _LONGEST_REPORT:
+            raise _tampered()
         for line in lines:
-            verb, _, rest = line.decode(errors="replace").partition(" ")
-            if verb == "begin":
-                self._begun, self._current = True, rest
-                self._observer.begin(rest)
-            elif verb == "end":
-                phase, _, text = rest.partition(" ")
-                status = int(text)
-                status = 128 - status if status > 128 else status  # the shell's spelling of a signal
-                self._current = None
-                self._observer.end(phase, status)
-                if status:
-                    self._failed = (phase, status)
+            match = _REPORT.fullmatch(line)
+            if match is None:
+                raise _tampered()
+            verb, phase, status = match["verb"].decode(), match["phase"].decode(), match["status"]
+            if verb == "begin" and status is None and self._current is None and self._expected[-1:] == [phase]:
+                self._begun, self._current = True, self._expected.pop()
+                self._observer.begin(phase)
+            elif verb == "end" and status is not None and phase == self._current and self._failed is None:
+                self._end(phase, _exit_status(int(status)))
+            else:
+                raise _tampered()
         self._observer.settled()
 
-    def end(self, exit: Exit, *, killed: bool) -> SessionEnd:
+    def _end(self, phase: str, status: int) -> None:
+        self._current = None
+        self._observer.end(phase, status)
+        if status:
+            self._failed = (phase, status)
+
+    def end(self, exit: Exit) -> SessionEnd:
+        """How the session ended, now that its process has. Raises BuildFailure when it ended outside of a phase."""
         if self._failed is not None:
             return SessionEnd(failed_phase=self._failed[0], exit_status=self._failed[1])
         if self._current is not None:  # the driver itself was killed in the middle of a phase
-            self._observer.end(self._current, exit.status)
+            self._observer.end(self._current, exit.status or -9)
             return SessionEnd(failed_phase=self._current, exit_status=exit.status or -9)
-        if not self._begun or killed or exit.status:
+        if not self._begun or self._expected or exit.status:
             raise BuildFailure(
                 "sandbox_failed",
                 f"the sandbox ended with status {exit.status} outside of any phase; its message is in the log",
@@ -199,16 +251,27 @@ class _Report:
         return SessionEnd(failed_phase=None, exit_status=0)
 
 
+def _exit_status(status: int) -> int:
+    """The shell's status of a command: 128 + N stands for signal N, which we write as -N."""
+    return 128 - status if 128 < status <= 128 + signal.NSIG - 1 else status
+
+
+def _tampered() -> BuildFailure:
+    return BuildFailure("sandbox_failed", "the build wrote to the pipe by which its phases are reported")
+
+
 async def _follow(reader: int, report: _Report, watch: _Watch) -> None:
     """Read the driver's reports until it closes the pipe, watching the limits meanwhile."""
+    look_at = trio.current_time() + TICK_S
     while True:
-        with trio.move_on_after(TICK_S) as tick:
+        with trio.move_on_at(look_at):
             await trio.lowlevel.wait_readable(reader)
             data = os.read(reader, 65536)
             if not data:
                 return
             report.feed(data)
-        if tick.cancelled_caught:
+        if trio.current_time() >= look_at:
+            look_at = trio.current_time() + TICK_S
             broken = watch.look()
             if broken is not None:
                 raise BuildFailure(*broken)
@@ -217,11 +280,11 @@ async def _follow(reader: int, report: _Report, watch: _Watch) -> None:
 class _Watch:
     """The limits of a session, and what was seen of its use of them."""
 
-    def __init__(self, limits: SessionLimits, tree: Tree, log_file: int) -> None:
+    def __init__(self, limits: SessionLimits, tree: Tree, output: OutputPump) -> None:
         self._limits = limits
         self._tree = tree
-        self._log_file = log_file
-        self._log_size = os.fstat(log_file).st_size
+        self._output = output
+        self._log_size = output.size
         self._last_output = time.monotonic()
         self.largest_rss = 0
         """Bytes of the largest process at any look."""
@@ -229,7 +292,7 @@ class _Watch:
     def look(self) -> tuple[FailureReason, str] | None:
         """The limit that is broken, and how; None while all hold."""
         limits, now = self._limits, time.monotonic()
-        size = os.fstat(self._log_file).st_size
+        size = self._output.size
         if size != self._log_size:
             self._log_size, self._last_output = size, now
         resident = resident_bytes(self._tree.pids())
@@ -238,8 +301,8 @@ class _Watch:
             return "timeout", f"it took longer than {limits.timeout:g} s (limits.timeout)"
         if limits.silence and now - self._last_output > limits.silence:
             return "silent", f"no output for {limits.silence:g} s (limits.silence)"
-        if limits.log and size > limits.log:
-            return "log_limit", f"the log grew over {limits.log} bytes (limits.log)"
+        if self._output.trouble is not None:
+            return self._output.trouble
         if limits.memory and sum(resident) > limits.memory:
             return (
                 "oom",

@@ -8,7 +8,7 @@ because every directory was made by us and is opened relative to its parent with
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +32,9 @@ class _Named(Protocol):
 class Writer:
     """Writes trees of one repository; every time stamp is `mtime` (seconds since the epoch)."""
 
-    def __init__(self, repository: pygit2.Repository, mtime: int) -> None:
+    def __init__(self, repository: pygit2.Repository, mtime: int, check: Callable[[], None]) -> None:
+        """`check` is called for each entry, and may raise to end it."""
+        self._check = check
         self._odb = repository.odb
         self._repository = repository
         self._times = (mtime * 1_000_000_000, mtime * 1_000_000_000)
@@ -52,6 +54,7 @@ class Writer:
         if len(where) > limits.MAX_DEPTH:
             raise InvalidInput(f"directory {_show(where)} is nested more than {limits.MAX_DEPTH} deep")
         for entry in tree:
+            self._check()
             name = checked_name(entry, where)
             self._count += 1
             if self._count > limits.MAX_ENTRIES:

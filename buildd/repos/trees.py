@@ -19,7 +19,7 @@ import contextlib
 import difflib
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,15 +175,15 @@ class GitStore:
             except (pygit2.GitError, KeyError, ValueError) as error:
                 raise NotFound(f"no blob {id} in {self.path}: {error}") from None
 
-    def checkout(self, tree: str, dest: Path, mtime: int) -> int:
+    def checkout(self, tree: str, dest: Path, mtime: int, check: Callable[[], None] = lambda: None) -> int:
         """Write a tree into the directory `dest` (made when missing); the number of bytes written.
 
         Every file, link and directory gets the time `mtime`, `dest` included. Submodules become empty
         directories. Raises InvalidInput for names or links that would leave the tree, OSError; then `dest` may
-        be half filled, and is the caller's to remove.
+        be half filled, and is the caller's to remove. `check` is called for each entry, and may raise.
         """
         with self._borrow() as repository:
-            return Writer(repository, mtime).write(self._tree(repository, tree), dest)
+            return Writer(repository, mtime, check).write(self._tree(repository, tree), dest)
 
     # --- inside -------------------------------------------------------------------------------------------
 

@@ -71,10 +71,11 @@ class Journal:
             repository=repository,
             data=data or {},
         )
+        encoded = _encode(event.data)  # before the number is taken: what cannot be encoded raises
         self._next += 1
         batch = [
             *statements,
-            (_INSERT, (event.number, event.time, kind, run, build, package, repository, _encode(event.data))),
+            (_INSERT, (event.number, event.time, kind, run, build, package, repository, encoded)),
         ]
         if event.number % TRIM_EVERY == 0:
             self._first = max(self._first, event.number - self._keep)

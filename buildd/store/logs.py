@@ -21,9 +21,9 @@ class Logs:
         return self.directory / build[:2] / f"{build}.log"
 
     def open(self, build: str) -> int:
-        """A descriptor that appends to the log, made if need be. The caller closes it. Raises OSError."""
+        """A descriptor to write the log of a new build with. The caller closes it. Raises OSError."""
         path = self.path(build)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC  # not O_APPEND: splice(2) refuses it
         try:
             return os.open(path, flags, 0o644)
         except FileNotFoundError:

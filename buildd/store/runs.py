@@ -47,6 +47,10 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     waves: int = 0
     cancelled_by: str | None = None
     """Who asked to cancel it; a restart finishes the cancellation."""
+    cancelled: dict[str, str] = {}
+    """Packages that were cancelled one by one while queued, and why; they stay so after a restart."""
+    failed_fast: str | None = None
+    """Why the rest of a fail-fast run was given up."""
 
 
 RESULTS_PER_PACKAGE = 64

@@ -9,8 +9,7 @@ import msgspec
 import pytest
 import structlog
 import trio
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from structlog.testing import capture_logs
 
 from buildd import protocol
@@ -18,7 +17,7 @@ from buildd.config import ControlConfig
 from buildd.control.server import Server
 from buildd.control.socket import Peer
 from buildd.errors import Busy, InvalidInput, NotFound, NotPermitted, Refused
-from buildd.protocol import METHODS, MAX_MESSAGE_BYTES
+from buildd.protocol import MAX_MESSAGE_BYTES, METHODS
 
 ROOT = Peer(0, 0, 1)
 STRANGER = Peer(4_000_001, 4_000_001, 1)
@@ -266,7 +265,9 @@ requests = st.fixed_dictionaries(
 
 
 def check_any(body: bytes) -> None:
-    structlog.configure(processors=[structlog.processors.JSONRenderer()], logger_factory=structlog.ReturnLoggerFactory())
+    structlog.configure(
+        processors=[structlog.processors.JSONRenderer()], logger_factory=structlog.ReturnLoggerFactory()
+    )
     try:
         handlers = Handlers()
         answer = ask(handlers, body)

@@ -222,6 +222,7 @@ async def test_one_peer_cannot_have_more_than_its_share_answered_at_once(path: P
 
 async def test_a_client_that_vanishes_costs_nothing_and_its_answers_are_dropped(path: Path) -> None:
     async with served(path) as (echo, control):
+
         def vanish() -> None:
             with client(path) as socket:
                 send(socket, *[b"wait"] * 10)
@@ -349,7 +350,9 @@ async def test_a_path_that_no_socket_can_have_is_refused(tmp_path: Path) -> None
 async def test_a_group_that_does_not_exist_is_no_reason_not_to_serve(path: Path) -> None:
     control = ControlSocket(Echo().answer, Echo().overflow)
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: control.serve(path, mode=0o660, group="no-such", task_status=task_status))
+        await nursery.start(
+            lambda task_status: control.serve(path, mode=0o660, group="no-such", task_status=task_status)
+        )
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         nursery.cancel_scope.cancel()
 

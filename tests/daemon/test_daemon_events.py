@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from harness import Daemon, RecipeRepository, RpcError, booted, until
@@ -78,7 +79,7 @@ def test_a_long_poll_answers_as_soon_as_there_is_an_event(eventful: Daemon, repo
         number = eventful.start(repository)
         eventful.wait(number)
         assert follower.stdout is not None
-        lines = []
+        lines: list[dict[str, Any]] = []
         while not lines or lines[-1]["data"].get("to") != "completed":
             lines.append(json.loads(follower.stdout.readline()))
         follower.send_signal(signal.SIGTERM)
@@ -89,10 +90,12 @@ def test_a_long_poll_answers_as_soon_as_there_is_an_event(eventful: Daemon, repo
     assert [line["number"] for line in lines] == list(range(after + 1, after + 1 + len(lines)))
 
 
-def test_readers_of_a_future_number_wait_and_are_not_answered_with_the_past(eventful: Daemon) -> None:
+def test_a_number_that_is_not_there_yet_is_refused_and_not_answered_with_the_past(eventful: Daemon) -> None:
     last = eventful.call("events.poll", {"after": -1})["next"]
-    answer = eventful.call("events.poll", {"after": last + 1000, "timeout": 0.1})
-    assert answer["events"] == []
+    with pytest.raises(RpcError) as caught:
+        eventful.call("events.poll", {"after": last + 1000, "timeout": 0.1})
+    assert caught.value.code == 4
+    assert str(last) in caught.value.message
 
 
 def test_events_that_are_no_longer_kept_are_an_error_and_no_gap(repository: RecipeRepository) -> None:

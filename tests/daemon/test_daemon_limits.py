@@ -56,6 +56,14 @@ def test_each_limit_of_a_recipe_ends_the_build_with_its_reason(limited: Daemon, 
     assert 1 <= duration < 8
 
 
+def test_what_a_build_used_is_on_record(limited: Daemon, repository: RecipeRepository) -> None:
+    hungry = "python3 -c 'data = bytearray(200 << 20); sum(range(10_000_000))'"
+    repository.package("hungry", phases={"build": hungry}).commit()
+    record = limited.record(limited.build(repository).packages[0].build_id)
+    assert 200 << 20 <= record.resources.max_rss_bytes < 400 << 20
+    assert record.resources.cpu_s > 0.05
+
+
 def test_a_recipe_cannot_raise_a_limit_of_the_configuration(boot: Boot, repository: RecipeRepository) -> None:
     daemon = boot(settings={"limits.timeout": "1s", "limits.log": "2MiB"})
     repository.package("greedy", phases={"build": "sleep 60"}, limits={"timeout": "10h"})

@@ -152,7 +152,7 @@ async def test_a_subdirectory_means_the_packages_below_it(house: House, workspac
     assert await house.names(workspace.path / "lib") == ["base", "lib"]
     assert await house.names(f"{workspace.path / 'lib'}@main") == ["base", "lib"]
     workspace.write("docs/readme", "no package\n").commit()
-    with pytest.raises(NotFound, match="no package found in .* below docs"):
+    with pytest.raises(NotFound, match=r"no package found in .* below docs"):
         await house.plan(workspace.path / "docs")
 
 
@@ -222,7 +222,7 @@ async def test_a_dependency_that_does_not_exist_is_named_with_who_wants_it(
 
 async def test_a_cycle_is_named(house: House, repository: RecipeRepository) -> None:
     repository.package("a", depends=["b"]).package("b", depends=["a"]).commit()
-    with pytest.raises(InvalidInput, match="dependency cycle: (a -> b -> a|b -> a -> b)"):
+    with pytest.raises(InvalidInput, match=r"dependency cycle: (a -> b -> a|b -> a -> b)"):
         await house.plan(repository)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from buildd.engine.progress import FINAL, PackageRun, Progress
@@ -69,7 +68,7 @@ class Run(RuleBasedStateMachine):
         behind = {other for other in self.graph if other != name and name in closure(self.graph, [other])}
         assert set(blocked) == behind - self.ended.keys()
         for other in blocked:
-            self.ended[other] = "blocked"
+            self.ended[other] = "ignored" if state == "ignored" else "blocked"
             assert self.progress.packages[other].reason == "dependency"
             assert self.progress.packages[other].message == f"it needs {name}, which is {state}"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from buildd.engine.targets import MAX_TARGET, Target, is_url, parse_target
 from buildd.errors import InvalidInput
@@ -45,15 +44,28 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("text", "repo", "revision", "package", "local"), TABLE, ids=[row[0] for row in TABLE])
-def test_a_target_is_taken_apart(
-    text: str, repo: str, revision: str | None, package: str | None, local: bool
-) -> None:
+def test_a_target_is_taken_apart(text: str, repo: str, revision: str | None, package: str | None, local: bool) -> None:
     assert parse_target(text) == Target(repo=repo, revision=revision, package=package, local=local)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "@", "@v1", "//p", "jq@", "jq//", "jq@//p", "/no/such@", "https://h/r@", "https://h/r//", "a\nb", "a\0b", "\x1b[2J", "\udcff"],
+    [
+        "",
+        "@",
+        "@v1",
+        "//p",
+        "jq@",
+        "jq//",
+        "jq@//p",
+        "/no/such@",
+        "https://h/r@",
+        "https://h/r//",
+        "a\nb",
+        "a\0b",
+        "\x1b[2J",
+        "\udcff",
+    ],
 )
 def test_what_cannot_be_a_target_is_refused_with_a_hint(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -100,9 +112,7 @@ repos = st.one_of(
 @given(repos, st.none() | path, st.none() | word)
 def test_what_is_put_together_is_taken_apart_again(repo: str, revision: str | None, package: str | None) -> None:
     text = repo + (f"@{revision}" if revision else "") + (f"//{package}" if package else "")
-    assert parse_target(text) == Target(
-        repo=repo, revision=revision, package=package, local=repo.startswith("/")
-    )
+    assert parse_target(text) == Target(repo=repo, revision=revision, package=package, local=repo.startswith("/"))
 
 
 @given(st.text(max_size=40) | st.text("a/@:.\\", max_size=12))

@@ -30,7 +30,7 @@ import msgspec
 import pytest
 
 from buildd.model import BuildRecord
-from buildd.protocol import RunPackage, RunView
+from buildd.protocol import LogChunk, RunPackage, RunView
 from harness import rpc
 from harness.processes import kill_all, until, with_cookie, with_environment
 
@@ -63,8 +63,9 @@ class Daemon:
         self.home = home
         self.state_dir, self.cache_dir, self.runtime_dir = home / "state", home / "cache", home / "run"
         self.work_dir = self.state_dir / "work"
-        self.gates = Path(tempfile.mkdtemp(prefix=".gates-", dir=ROOT))
+        self.gates = home / "gates"
         """A directory that builds see, in every sandbox: what appears here lets waiting builds go on."""
+        self.gates.mkdir()
         (home / "user").mkdir()
         self.socket = self.runtime_dir / "control.sock"
         self.log_file = home / "daemon.log"
@@ -85,7 +86,7 @@ class Daemon:
             "LC_ALL": "C.UTF-8",
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONWARNINGS": "default",
+            "PYTHONWARNINGS": "default::ResourceWarning",
             HOME_MARK: str(home),
             **environ,
         }
@@ -164,7 +165,6 @@ class Daemon:
         try:
             self._end_everything()
         finally:
-            shutil.rmtree(self.gates, ignore_errors=True)
             shutil.rmtree(self.home, ignore_errors=True)
 
     def _end_everything(self) -> None:
@@ -236,11 +236,11 @@ class Daemon:
         assert build is not None
         text, offset = "", 0
         while True:
-            chunk = self.call("build.log", {"build": build, "offset": offset})
-            text += chunk["text"]
-            if chunk["next_offset"] == offset:
+            chunk = msgspec.convert(self.call("build.log", {"build": build, "offset": offset}), LogChunk)
+            text += chunk.text
+            if chunk.next_offset == offset:
                 return text
-            offset = chunk["next_offset"]
+            offset = chunk.next_offset
 
     def log_of(self, view: RunView, name: str) -> str:
         return self.build_log(named(view, name).build_id)

@@ -29,9 +29,7 @@ GIT_ENV = {
 
 
 def git(*arguments: str | os.PathLike[str], cwd: Path | None = None) -> str:
-    done = subprocess.run(
-        ["git", *map(os.fspath, arguments)], cwd=cwd, env=GIT_ENV, capture_output=True, check=False, timeout=60
-    )
+    done = subprocess.run(["git", *arguments], cwd=cwd, env=GIT_ENV, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout.decode().strip()
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from buildd.errors import InvalidInput
 from buildd.planner.graph import closure, dependents, topological_order, urgency, waves
@@ -65,7 +65,7 @@ def test_a_cycle_is_found_exactly_when_there_is_one_and_named_in_the_direction_a
     names = cycle.split(" -> ")
     assert len(names) >= 2
     assert names[0] == names[-1]
-    assert all(needed in graph[name] for name, needed in zip(names, names[1:], strict=False))
+    assert all(needed in graph[name] for name, needed in itertools.pairwise(names))
     assert caught.value.hint
 
 

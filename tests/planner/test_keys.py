@@ -6,8 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from buildd.model import Limits, Package, Source
 from buildd.planner.keys import KeyParts, key_of, key_parts

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from buildd.errors import InvalidInput, NotFound
 from buildd.model import PHASES, Limits, Package, Source
@@ -139,6 +139,12 @@ def test_a_full_recipe_becomes_a_package() -> None:
     )
     assert (package.tools, package.formats, package.default) == (("cc", "g++"), ("tar",), False)
     assert package.patches == ("patches/a.patch",)
+
+
+def test_a_package_can_be_stored_and_comes_back_as_it_was() -> None:
+    package = one(recipe(limits={"timeout": "1.5h", "silence": 3, "log": "1MiB", "memory": 2**40}, summary="ü"))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(package), type=Package) == package
+    assert msgspec.json.decode(msgspec.json.encode(package), type=Package) == package
 
 
 @pytest.mark.parametrize("system", sorted(PRESETS))
@@ -355,8 +361,12 @@ scalars = st.one_of(
 )
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["url", "sha256", "build", "timeout", "memory", "x", "into"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["url", "sha256", "build", "timeout", "memory", "x", "into"]), inner, max_size=3
+        )
+    ),
     max_leaves=6,
 )
 KEYS = [
@@ -411,7 +421,9 @@ def test_arbitrary_sources_are_packages_or_invalid_input(keys: dict[str, Any]) -
 
 @given(
     st.lists(
-        st.sampled_from(["[", "]", "package", ".", "jq", "\n", "=", '"', "'", "source", "phases", "build", "{", "}", ",", "1", "#"])
+        st.sampled_from(
+            ["[", "]", "package", ".", "jq", "\n", "=", '"', "'", "source", "phases", "build", "{", "}", ",", "1", "#"]
+        )
     ).map("".join)
 )
 def test_the_words_of_recipes_in_any_order_are_packages_or_invalid_input(text: str) -> None:

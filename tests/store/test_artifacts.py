@@ -45,7 +45,7 @@ def receipt(id: str, output: str) -> Receipt:
             id=id, run="r", package="jq", version="1", state="success", started_at=1.0, output_id=output, key="k"
         ),
         key_parts=KeyParts(
-            name="jq", version="1", tree="0" * 40, sources={}, patches=(), phases={}, formats=(), environment="e",
+            name="jq", version="1", tree="0" * 40, sources=(), patches=(), phases={}, formats=(), environment="e",
             architecture="x86_64", dependencies={},
         ),
     )  # fmt: skip

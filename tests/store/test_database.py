@@ -29,7 +29,9 @@ def repository(url: str, record: object = b"{}") -> Statement:
 
 
 def urls(database: Database) -> list[str]:
-    return [row[0] for row in database.read_now(lambda c: c.execute("SELECT url FROM repositories ORDER BY url").fetchall())]
+    return [
+        row[0] for row in database.read_now(lambda c: c.execute("SELECT url FROM repositories ORDER BY url").fetchall())
+    ]
 
 
 @asynccontextmanager

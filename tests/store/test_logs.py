@@ -7,8 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from buildd.store.logs import Logs
 
@@ -48,15 +47,17 @@ def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
     assert logs.last_line(BUILD) == ""
 
 
-def test_all_who_open_it_append(tmp_path: Path) -> None:
+def test_what_is_appended_comes_after_what_the_build_wrote(tmp_path: Path) -> None:
     logs = logged(tmp_path, b"one\n")
-    first, second = logs.open(BUILD), logs.open(BUILD)
-    os.write(first, b"two\n")
-    os.write(second, b"three\n")
-    os.close(first)
-    os.close(second)
-    assert logs.read(BUILD, 0, 100) == (0, b"one\ntwo\nthree\n")
-    assert logs.size(BUILD) == 14
+    logs.append(BUILD, "two\udcff\n")
+    logs.append(BUILD, "three\n")
+    assert logs.read(BUILD, 0, 100) == (0, b"one\ntwo\\udcff\nthree\n")
+
+
+def test_a_log_that_is_opened_anew_is_not_cut(tmp_path: Path) -> None:
+    logs = logged(tmp_path, b"one\n")
+    os.close(logs.open(BUILD))
+    assert logs.read(BUILD, 0, 100) == (0, b"one\n")
 
 
 def test_no_directory_grows_without_bound(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 import trio
 
-from buildd.config import Bytes, Seconds
 from buildd.errors import InvalidInput, NotFound
 from buildd.model import BuildRecord, Limits, Package, PhaseRecord, Stats
 from buildd.planner.states import Completed, Discovering, Failed, Initialized
@@ -156,22 +155,13 @@ async def test_a_plan_survives_a_restart_with_everything_in_it(store: Store) -> 
     assert await store.runs.plan(run.id) is None
     assert await store.runs.plan("none") is None
     plan = tuple(
-        Package(name=name, version="1", path=".", repository=HOME, store="/s", commit=None, tree="0" * 40, limits=limits)
+        Package(
+            name=name, version="1", path=".", repository=HOME, store="/s", commit=None, tree="0" * 40, limits=limits
+        )
         for name, limits in (("a", Limits()), ("b", Limits(timeout=1.5, silence=2.0, log=3, memory=4)))
     )
     await store.write(save_plan(run.id, plan), update_run(msgspec.structs.replace(run, state=Discovering())))
     assert await store.runs.plan(run.id) == plan
-
-
-async def test_the_limits_of_a_recipe_can_be_stored_with_the_plan(store: Store) -> None:
-    # as buildd.recipes.native reads them from `timeout = "1.5s"` and `memory = "4B"`
-    run = await store.run(1)
-    limits = Limits(timeout=Seconds(1.5), memory=Bytes(4))
-    package = Package(
-        name="a", version="1", path=".", repository=HOME, store="/s", commit=None, tree="0" * 40, limits=limits
-    )
-    await store.write(save_plan(run.id, [package]))
-    assert await store.runs.plan(run.id) == (package,)
 
 
 # --- builds -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ runs a command inside (`argv`). It also knows how to end everything that a sessi
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from buildd.errors import BuildFailure
 from buildd.process import Process
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -36,6 +38,25 @@ class Output(Struct, frozen=True, kw_only=True):
     output_id: str
     tree: Path
     """Its staged tree, as `stage` left it below $DESTDIR."""
+
+
+def directory_below(output: Output, prefix: str) -> Path | None:
+    """The directory of an output that belongs at `prefix`; None when the output has nothing there.
+
+    An output is foreign: a link on the way could lead anywhere on this machine. Raises BuildFailure for one.
+    """
+    path = output.tree
+    for part in prefix.strip("/").split("/"):
+        path = path / part
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISDIR(mode):
+            raise BuildFailure(
+                "phase_failed", f"in the output of {output.name}, {path.name} of $PREFIX is no directory"
+            )
+    return path
 
 
 class Tree(Protocol):

@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from buildd.execute.proctree import alive, children, descendants, kill_until_gone, signal_all
-from buildd.execute.sandbox import Layout, Output
+from buildd.execute.sandbox import Layout, Output, directory_below
 from buildd.process import Process
 from buildd.store.output import compose_prefix
 from buildd.store.tree import remove_tree
@@ -59,6 +59,7 @@ _USERS = "root:x:0:0:root:/:/usr/sbin/nologin\nbuild:x:1000:1000:build:/build/ho
 _GROUPS = "root:x:0:\nbuild:x:1000:\nnogroup:x:65534:\n"
 
 LAYOUT_ROOT = "/build"
+_OWN = ("src", "build", "dest", "home")
 
 
 class BwrapTree:
@@ -151,9 +152,8 @@ class BwrapSandbox:
             *self._base,
             *(self._network if network else ("--unshare-net",)),
             *dependencies,
-            "--bind",
-            str(work),
-            LAYOUT_ROOT,
+            # each by itself, below a directory that is not the build's: none can be renamed, or be replaced by a link
+            *(part for name in _OWN for part in ("--bind", f"{work}/{name}", f"{LAYOUT_ROOT}/{name}")),
             "--bind",
             f"{work}/tmp",
             "/tmp",
@@ -171,8 +171,8 @@ class BwrapSandbox:
 
     @asynccontextmanager
     async def prefix(self, build: str, outputs: Sequence[Output]) -> AsyncIterator[Path | None]:
-        below = self._prefix.lstrip("/")
-        trees = [(o.name, o.tree / below) for o in outputs if (o.tree / below).is_dir()]
+        below = [(o.name, directory_below(o, self._prefix)) for o in outputs]
+        trees = [(name, path) for name, path in below if path is not None]
         if len(trees) <= 1:
             yield trees[0][1] if trees else None
             return

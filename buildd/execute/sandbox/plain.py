@@ -30,7 +30,7 @@ from buildd.execute.proctree import (
     started_at,
     with_cookie,
 )
-from buildd.execute.sandbox import Layout, Output
+from buildd.execute.sandbox import Layout, Output, directory_below
 from buildd.process import Process
 from buildd.store.tree import remove_tree
 
@@ -91,27 +91,28 @@ class SharedPrefix:
 
     @asynccontextmanager
     async def hold(self, outputs: Sequence[Output]) -> AsyncIterator[None]:
-        """Link `outputs` in for as long as the context lasts. Raises BuildFailure when they collide."""
-        listings = {o.output_id: _files_below(o.tree / str(self.directory).lstrip("/")) for o in outputs}
-        seen: dict[str, Output] = {}
-        for output in outputs:
-            for path in listings[output.output_id]:
-                other = seen.setdefault(path, output)
-                if other.output_id != output.output_id:
-                    raise BuildFailure(
-                        "phase_failed",
-                        f"{other.name} and {output.name} both have {path}",
-                        hint="two dependencies of one package cannot install the same file",
-                    )
-        while self._conflict(seen):
+        """Link `outputs` in for as long as the context lasts. Raises BuildFailure when they collide, or OSError."""
+        paths = await trio.to_thread.run_sync(self._list, outputs)
+        wanted = _owners(outputs, paths)
+        while self._conflict(wanted):
             await self._changed.wait()
-        for output in outputs:
-            self._acquire(output, listings[output.output_id])
+        held: list[Output] = []
         try:
+            for output in outputs:
+                held.append(output)
+                self._acquire(output, paths[output.output_id])
             yield
         finally:
-            for output in outputs:
+            for output in held:
                 self._release(output.output_id)
+
+    def _list(self, outputs: Sequence[Output]) -> dict[str, list[str]]:
+        """The paths of each output below the prefix, by output id."""
+        found = {}
+        for output in outputs:
+            root = directory_below(output, str(self.directory))
+            found[output.output_id] = _files_below(root) if root is not None else []
+        return found
 
     def _conflict(self, wanted: dict[str, Output]) -> bool:
         return any(
@@ -123,24 +124,52 @@ class SharedPrefix:
         self._holders[output.output_id] = count + 1
         if count:
             return
-        self._paths[output.output_id] = paths
-        source = output.tree / str(self.directory).lstrip("/")
+        linked = self._paths.setdefault(output.output_id, [])
+        source = directory_below(output, str(self.directory))
         for path in paths:
-            self._owner[path] = output
+            assert source is not None
             target = self.directory / path
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(source / path, target, follow_symlinks=False)
+            linked.append(path)
+            self._owner[path] = output
 
     def _release(self, output_id: str) -> None:
         self._holders[output_id] -= 1
         if self._holders[output_id]:
             return
         del self._holders[output_id]
-        for path in self._paths.pop(output_id):
+        for path in self._paths.pop(output_id, ()):
             del self._owner[path]
-            (self.directory / path).unlink(missing_ok=True)
+            target = self.directory / path
+            target.unlink(missing_ok=True)
+            self._remove_empty(target.parent)
         self._changed.set()
         self._changed = trio.Event()
+
+    def _remove_empty(self, directory: Path) -> None:
+        """Remove a directory, and those above it, up to the prefix, as far as they are empty."""
+        while directory != self.directory:
+            try:
+                directory.rmdir()
+            except OSError:
+                return
+            directory = directory.parent
+
+
+def _owners(outputs: Sequence[Output], paths: dict[str, list[str]]) -> dict[str, Output]:
+    """Each path and the output it comes from. Raises BuildFailure when that is not one."""
+    seen: dict[str, Output] = {}
+    for output in outputs:
+        for path in paths[output.output_id]:
+            other = seen.setdefault(path, output)
+            if other.output_id != output.output_id:
+                raise BuildFailure(
+                    "phase_failed",
+                    f"{other.name} and {output.name} both have {path}",
+                    hint="two dependencies of one package cannot install the same file",
+                )
+    return seen
 
 
 def _files_below(root: Path) -> list[str]:
