@@ -28,7 +28,7 @@ from buildd.execute.archive import ExtractLimits, copy_file, extract, source_dir
 from buildd.execute.download import DistfileCache
 from buildd.execute.patches import Patch, patch_list, patch_script
 from buildd.execute.proctree import COOKIE
-from buildd.execute.sandbox import SYSTEM_PATH, Layout, Output, Sandbox
+from buildd.execute.sandbox import SYSTEM_PATH, WORK_DIRECTORIES, Layout, Output, Sandbox
 from buildd.execute.scope import Scope
 from buildd.execute.session import Command, Observer, SessionLimits, run_session
 from buildd.model import PHASES, BuildState, Package, PhaseRecord, Resources, Source
@@ -252,12 +252,10 @@ class _Builder:
 
     def _prepare(self) -> None:
         self._work.mkdir(mode=0o700)  # what a build makes setuid is out of reach for other users
-        for name in ("build", "dest", "home", "tmp"):
+        for name in WORK_DIRECTORIES:
             os.mkdir(self._work / name)
-        source = self._work / "src"
-        os.mkdir(source)
         GitStore(Path(self._package.store)).checkout(
-            self._package.tree, source, SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
+            self._package.tree, self._work / "src", SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
         )
 
     async def _collect(self, log_file: int) -> Manifest:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 from execute_boxes import PREFIX, Box, files_below, no_subreaper_afterwards, output
 from harness import bwrap_trouble
 from structlog.testing import capture_logs
@@ -238,7 +237,8 @@ async def test_a_build_waits_while_another_one_needs_something_else_at_the_same_
             async with shelf.prefix.hold([old]):
                 nursery.start_soon(build, new)
                 nursery.start_soon(build, old)
-                await trio.testing.wait_all_tasks_blocked()
+                while not seen:
+                    await trio.sleep(0.001)
                 assert seen == ["old"], "who needs the same goes ahead"
                 assert shelf.files == {"lib/x": "old"}
     assert seen == ["old", "new"]

@@ -20,6 +20,10 @@ from buildd.process import Process
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+WORK_DIRECTORIES = ("src", "build", "dest", "home", "tmp")
+"""What a build's directory on the host holds."""
+
+
 class Layout(Struct, frozen=True, kw_only=True):
     """Paths of a build as the build sees them."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from buildd.execute.proctree import alive, children, descendants, kill_until_gone, signal_all
-from buildd.execute.sandbox import Layout, Output, directory_below
+from buildd.execute.sandbox import WORK_DIRECTORIES, Layout, Output, directory_below
 from buildd.process import Process
 from buildd.store.output import compose_prefix
 from buildd.store.tree import remove_tree
@@ -59,7 +59,7 @@ _USERS = "root:x:0:0:root:/:/usr/sbin/nologin\nbuild:x:1000:1000:build:/build/ho
 _GROUPS = "root:x:0:\nbuild:x:1000:\nnogroup:x:65534:\n"
 
 LAYOUT_ROOT = "/build"
-_OWN = ("src", "build", "dest", "home")
+_OWN = tuple(name for name in WORK_DIRECTORIES if name != "tmp")  # which is at /tmp
 
 
 class BwrapTree:

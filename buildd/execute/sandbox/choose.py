@@ -12,7 +12,7 @@ import trio
 
 from buildd.config import Config
 from buildd.errors import BuilddError
-from buildd.execute.sandbox import Sandbox
+from buildd.execute.sandbox import WORK_DIRECTORIES, Sandbox
 from buildd.execute.sandbox.bwrap import BwrapSandbox
 from buildd.execute.sandbox.plain import PlainSandbox
 from buildd.process import spawn
@@ -56,7 +56,7 @@ async def probe(sandbox: BwrapSandbox) -> str | None:
     """Run `true` inside; None when that works, else what was complained of."""
     work = Path(tempfile.mkdtemp(prefix="buildd-probe-"))
     try:
-        for name in ("src", "tmp"):
+        for name in WORK_DIRECTORIES:
             (work / name).mkdir()
         with tempfile.TemporaryFile() as output:
             argv = sandbox.argv(["/bin/sh", "-c", "true"], work=work, prefix=None, network=False)
