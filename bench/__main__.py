@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from bench.daemon import BenchError
 from bench.figures import Options, Report, table
+from bench.processes import catch_interrupts, end_all
 from bench.results import facts, file_system, section, show, update
 
 BENCHMARKS = ("dispatch", "status", "latency", "memory", "makespan", "clone")
@@ -33,12 +31,26 @@ def main() -> int:
         for name in BENCHMARKS:
             print(f"{name:10} {(load(name).__doc__ or '').partition(chr(10))[0]}")
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    options = Options(quick=arguments.quick, disk=arguments.disk or default_disk(), tmpfs=_TMPFS)
     results = arguments.results or (None if arguments.quick else RESULTS)
+    with (
+        tempfile.TemporaryDirectory(prefix="buildd-bench-", dir=arguments.disk or default_disk()) as disk,
+        tempfile.TemporaryDirectory(prefix="buildd-bench-", dir=_TMPFS) as tmpfs,
+    ):
+        catch_interrupts()
+        try:
+            options = Options(quick=arguments.quick, disk=Path(disk), tmpfs=Path(tmpfs))
+            return run(arguments.names or BENCHMARKS, options, results)
+        except KeyboardInterrupt:
+            show("interrupted")
+            return 130
+        finally:
+            end_all()  # before the directories go, in which a daemon may still write
+
+
+def run(names: Sequence[str], options: Options, results: Path | None) -> int:
+    """Run the benchmarks one after the other; the exit code. `results` None keeps none."""
     failed = False
-    for name in arguments.names or BENCHMARKS:
+    for name in names:
         about = facts(options, sys.argv[1:])
         show(f"{name} …")
         began = time.perf_counter()
@@ -48,9 +60,6 @@ def main() -> int:
             show(f"{name} failed: {error}")
             failed = True
             continue
-        except KeyboardInterrupt:
-            show("interrupted")
-            return 130
         print(f"\n{name}: {report.about}\n", *table(report.figures), *report.notes, sep="\n", end="\n\n", flush=True)
         show(f"{name} took {time.perf_counter() - began:.0f} s")
         if results is not None:
@@ -74,12 +83,6 @@ def default_disk() -> Path:
         if file_system(candidate) not in ("tmpfs", "ramfs"):
             return candidate
     return Path(tempfile.gettempdir())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End like Ctrl-C, so that daemons are stopped and directories removed on the way out; and only once."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

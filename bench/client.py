@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from bench.daemon import ROOT, BenchError
 from bench.figures import percentile
+from bench.processes import start
 
 _WARM_UP = 20
 """Requests of each client that are not counted: the connection is made with the first."""
@@ -109,7 +110,7 @@ class Asking:
         return self._result
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = start(self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         if self._process.stdout.readline() != b"ready\n":
             self._process.kill()
@@ -137,7 +138,7 @@ class Asking:
 @contextmanager
 def bare_server(socket: Path, answer: object) -> Iterator[Path]:
     """The peer: a ROUTER at `socket` that gives every request the same `answer`, as long as the context lasts."""
-    process = subprocess.Popen([sys.executable, str(_PEER), str(socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = start([sys.executable, str(_PEER), str(socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:

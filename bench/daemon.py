@@ -21,6 +21,7 @@ from typing import Any, Self
 import psutil
 from msgspec import Struct
 
+from bench.processes import start
 from buildd.protocol import SOCKET_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,9 +83,8 @@ class Daemon:
             notifications.settimeout(0.5)
             environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
             began = time.perf_counter()
-            self._process = subprocess.Popen(
+            self._process = start(
                 self._command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
             )  # fmt: skip
             try:
                 self._await_ready(notifications, began)

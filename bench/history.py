@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.daemon import BenchError
 from bench.packages import GIT_ENVIRONMENT, git
+from bench.processes import start
 
 _SEED = 2024
 _BLOB_BYTES = 256 * 1024
@@ -36,9 +37,7 @@ _EPOCH = 1_600_000_000
 def write_history(path: Path, size: int) -> int:
     """Make a bare repository with about `size` bytes of pack at `path`; the bytes that its packs really have."""
     git("init", "--quiet", "--bare", "--initial-branch=main", str(path))
-    importer = subprocess.Popen(
-        ["git", "fast-import", "--quiet", "--done"], cwd=path, env=GIT_ENVIRONMENT, stdin=subprocess.PIPE
-    )
+    importer = start(["git", "fast-import", "--quiet", "--done"], cwd=path, env=GIT_ENVIRONMENT, stdin=subprocess.PIPE)
     assert importer.stdin is not None
     try:
         for chunk in _stream(size):
@@ -102,9 +101,8 @@ class GitServer:
     def serving(self) -> Iterator[None]:
         """Serve every repository below the base directory while the context lasts."""
         command = ["git", "daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1", f"--port={self._port}"]
-        process = subprocess.Popen(
+        process = start(
             [*command, f"--base-path={self._base}"], env=GIT_ENVIRONMENT, stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )  # fmt: skip
         try:
             self._await(process)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -22,6 +23,7 @@ import trio
 
 _live: set[int] = set()
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_KILL_LIMIT_S = 1.0
 _RSS_MARGIN = 4 << 20  # the kernel's counters lag behind by some pages for each thread
 
 
@@ -99,10 +101,16 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill the child if it still runs, reap it, close the descriptors. Waits for the kernel only."""
+        """Kill the child if it still runs, reap it, close the descriptors.
+
+        Waits for the kernel, but not for ever: one that is stuck in it is reaped by a thread, whenever it ends.
+        """
         if self.exit is None:
             self.kill()
-            self._reap(0)
+            select.select([self._pidfd], [], [], _KILL_LIMIT_S)
+            self._reap(os.WNOHANG)
+        if self.exit is None:
+            threading.Thread(target=self._reap, args=(0,), name=f"reap-{self.pid}", daemon=True).start()
         for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):

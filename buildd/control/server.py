@@ -41,7 +41,7 @@ class Server:
         """The answer to one request; None for a notification."""
         try:
             request = _requests.decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _failure(None, _malformed(body, error))
         failure: Error | None = None
         try:
@@ -74,7 +74,7 @@ class Server:
         rights.check(peer, method.right, self._control())
         try:
             params = _decoders[request.method].decode(request.params)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _Unanswerable(
                 Error(
                     code=protocol.INVALID_PARAMS,
@@ -88,7 +88,7 @@ class Server:
         """The answer when too many requests are being answered already."""
         try:
             request = _requests.decode(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _failure(None, _malformed(body, error))
         if request.id is msgspec.UNSET:
             return None

@@ -432,25 +432,35 @@ class Engine:
         """Move a package that is not being built to a final state, with all that follows from it."""
         assert run.progress is not None
         ready, given_up = run.progress.move(name, state, reason=reason, message=message)
-        kind = "package_completed" if state == "success" else f"package_{state}"
-        self._journal.emit(
-            kind, run=run.id, package=name, data={"reason": reason, "message": message}, statements=statements
-        )
+        self._report_package(run, name, statements)
         self._report_given_up(run, given_up)
         for other in ready:
             self._pool.make_ready(run, other)
         self._after_change(run)
 
     def _report_given_up(self, run: Run, names: Sequence[str]) -> None:
-        assert run.progress is not None
         for name in names:
-            package = run.progress.packages[name]
-            self._journal.emit(
-                f"package_{package.state}",
-                run=run.id,
-                package=name,
-                data={"reason": package.reason, "message": package.message},
-            )
+            self._report_package(run, name)
+
+    def _report_package(self, run: Run, name: str, statements: Sequence[Statement] = ()) -> None:
+        """Emit the event of a package that ended without a build of its own."""
+        assert run.progress is not None
+        package = run.progress.packages[name]
+        kinds = {
+            "success": "package_completed",
+            "failed": "package_failed",
+            "skipped": "package_skipped",
+            "blocked": "package_blocked",
+            "ignored": "package_ignored",
+            "cancelled": "package_cancelled",
+        }
+        self._journal.emit(
+            kinds[package.state],
+            run=run.id,
+            package=name,
+            data={"state": package.state, "reason": package.reason, "message": package.message},
+            statements=statements,
+        )
 
     def _after_change(self, run: Run) -> None:
         assert run.progress is not None
@@ -467,12 +477,7 @@ class Engine:
             return
         for package in reversed(run.progress.in_state("queued")):  # dependents first: none is blocked by this
             run.progress.move(package.package.name, "cancelled", reason=reason, message=message)
-            self._journal.emit(
-                "package_cancelled",
-                run=run.id,
-                package=package.package.name,
-                data={"reason": reason, "message": message},
-            )
+            self._report_package(run, package.package.name)
         for name in list(run.builds):
             self._stop_build(run, name, message)
         self._after_change(run)

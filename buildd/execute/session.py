@@ -144,6 +144,7 @@ async def run_session(
                 if not finished:  # cancelled
                     tree.terminate()
                     await _wait_at_most(process, grace, output)
+                survivors = [process.pid]
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * KILL_WITHIN_S):
                     survivors = await tree.kill(within=KILL_WITHIN_S)
                 _complain(survivors, build)
@@ -155,7 +156,8 @@ async def run_session(
                 failure = BuildFailure(*output.trouble)
             if failure is not None:
                 raise failure
-            assert process.exit is not None
+            if process.exit is None:
+                raise BuildFailure("sandbox_failed", "the sandbox did not end, not even by SIGKILL")
             return report.end(process.exit)
 
 

@@ -30,6 +30,11 @@ def attacked() -> Iterator[Daemon]:
         yield daemon
 
 
+def shown(body: bytes) -> str:
+    """A request as the name of a test."""
+    return ascii(body.removeprefix(b'{"jsonrpc": "2.0", "id": 1, ')[:70].decode("latin-1"))
+
+
 class Watch:
     """Asks for the daemon's status all the time, and remembers the worst."""
 
@@ -245,7 +250,7 @@ def test_a_message_without_the_empty_frame_is_dropped_and_counted(unharmed: Daem
             None,
         ),
     ],
-    ids=lambda value: repr(value[:60]) if isinstance(value, bytes) else str(value),
+    ids=lambda value: shown(value) if isinstance(value, bytes) else str(value),
 )
 def test_a_wrong_request_gets_an_error_that_names_it(unharmed: Daemon, body: bytes, code: int | None) -> None:
     answer = json.loads(rpc.exchange(unharmed.socket, body))

@@ -90,7 +90,7 @@ def fails(daemon: Daemon, repository: object, *words: str, code: int = 2) -> Non
         ),
         ("[package.a]\n[package.a]\n", ["buildd.toml is not valid TOML"]),
     ],
-    ids=lambda value: ascii(value[:40]) if isinstance(value, str | bytes) else "",
+    ids=lambda value: ", ".join(value) if isinstance(value, list) else "recipe",
 )
 def test_a_bad_recipe_is_an_error_that_says_what_and_where(
     unharmed: Daemon, repository: RecipeRepository, recipe: str | bytes, words: list[str]

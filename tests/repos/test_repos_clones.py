@@ -1,7 +1,5 @@
 """Cloning from real servers: sharing, limits, failures, cancelling, crashes."""
 
-# ruff: noqa: ASYNC110, ASYNC240 - a test polls for what other processes do, and may look at the disk
-
 from __future__ import annotations
 
 import contextlib

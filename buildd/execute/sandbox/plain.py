@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import trio
 
@@ -53,7 +53,7 @@ class PlainTree:
         return descendants(self._process.pid) if self._process.poll() is None else []
 
     def terminate(self) -> None:
-        signal_all(self.pids(), signal.SIGTERM)
+        signal_all([self._process.pid, *self.pids()], signal.SIGTERM)  # the driver too: no further phase
 
     async def kill(self, *, within: float) -> list[int]:
         below = {pid: started_at(pid) for pid in self.pids()}
@@ -84,7 +84,7 @@ class SharedPrefix:
         self.directory = directory
         self._holders: dict[str, int] = {}
         self._paths: dict[str, list[str]] = {}
-        self._owner: dict[str, Output] = {}
+        self._outputs: dict[str, Output] = {}
         self._changed = trio.Event()
         remove_tree(directory)
         directory.mkdir(parents=True)
@@ -93,8 +93,16 @@ class SharedPrefix:
     async def hold(self, outputs: Sequence[Output]) -> AsyncIterator[None]:
         """Link `outputs` in for as long as the context lasts. Raises BuildFailure when they collide, or OSError."""
         paths = await trio.to_thread.run_sync(self._list, outputs)
-        wanted = _owners(outputs, paths)
-        while self._conflict(wanted):
+        claims = _Claims()
+        for output in outputs:
+            other = claims.add(output, paths[output.output_id])
+            if other is not None:
+                raise BuildFailure(
+                    "phase_failed",
+                    f"{other[0].name} and {output.name} both have {other[1]}",
+                    hint="two dependencies of one package cannot install the same path",
+                )
+        while self._conflict(outputs, paths):
             await self._changed.wait()
         held: list[Output] = []
         try:
@@ -114,10 +122,12 @@ class SharedPrefix:
             found[output.output_id] = _files_below(root) if root is not None else []
         return found
 
-    def _conflict(self, wanted: dict[str, Output]) -> bool:
-        return any(
-            path in self._owner and self._owner[path].output_id != output.output_id for path, output in wanted.items()
-        )
+    def _conflict(self, outputs: Sequence[Output], paths: dict[str, list[str]]) -> bool:
+        """Whether a running build holds another output with one of these paths."""
+        claims = _Claims()
+        for output in self._outputs.values():
+            claims.add(output, self._paths[output.output_id])
+        return any(claims.add(output, paths[output.output_id]) is not None for output in outputs)
 
     def _acquire(self, output: Output, paths: list[str]) -> None:
         count = self._holders.get(output.output_id, 0)
@@ -125,6 +135,7 @@ class SharedPrefix:
         if count:
             return
         linked = self._paths.setdefault(output.output_id, [])
+        self._outputs[output.output_id] = output
         source = directory_below(output, str(self.directory))
         for path in paths:
             assert source is not None
@@ -132,15 +143,14 @@ class SharedPrefix:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(source / path, target, follow_symlinks=False)
             linked.append(path)
-            self._owner[path] = output
 
     def _release(self, output_id: str) -> None:
         self._holders[output_id] -= 1
         if self._holders[output_id]:
             return
         del self._holders[output_id]
+        self._outputs.pop(output_id, None)
         for path in self._paths.pop(output_id, ()):
-            del self._owner[path]
             target = self.directory / path
             target.unlink(missing_ok=True)
             self._remove_empty(target.parent)
@@ -157,19 +167,25 @@ class SharedPrefix:
             directory = directory.parent
 
 
-def _owners(outputs: Sequence[Output], paths: dict[str, list[str]]) -> dict[str, Output]:
-    """Each path and the output it comes from. Raises BuildFailure when that is not one."""
-    seen: dict[str, Output] = {}
-    for output in outputs:
-        for path in paths[output.output_id]:
-            other = seen.setdefault(path, output)
-            if other.output_id != output.output_id:
-                raise BuildFailure(
-                    "phase_failed",
-                    f"{other.name} and {output.name} both have {path}",
-                    hint="two dependencies of one package cannot install the same file",
-                )
-    return seen
+class _Claims:
+    """Which output has which path, and which directories that makes."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, Output] = {}
+        self._directories: dict[str, Output] = {}
+
+    def add(self, output: Output, paths: Sequence[str]) -> tuple[Output, str] | None:
+        """Note an output's paths; the other output and the path of the first clash, None without one."""
+        for path in paths:
+            above = [str(parent) for parent in PurePosixPath(path).parents][:-1]
+            claimed = [(self._files.get(p), p) for p in (path, *above)] + [(self._directories.get(path), path)]
+            for other, where in claimed:
+                if other is not None and other.output_id != output.output_id:
+                    return other, where
+            self._files[path] = output
+            for directory in above:
+                self._directories.setdefault(directory, output)
+        return None
 
 
 def _files_below(root: Path) -> list[str]:
