@@ -32,17 +32,22 @@ def main() -> int:
             print(f"{name:10} {(load(name).__doc__ or '').partition(chr(10))[0]}")
         return 0
     results = arguments.results or (None if arguments.quick else RESULTS)
+    catch_interrupts()
+    try:
+        return _in_directories(arguments, results)
+    except KeyboardInterrupt:
+        show("interrupted")
+        return 130
+
+
+def _in_directories(arguments: argparse.Namespace, results: Path | None) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="buildd-bench-", dir=arguments.disk or default_disk()) as disk,
         tempfile.TemporaryDirectory(prefix="buildd-bench-", dir=_TMPFS) as tmpfs,
     ):
-        catch_interrupts()
         try:
             options = Options(quick=arguments.quick, disk=Path(disk), tmpfs=Path(tmpfs))
             return run(arguments.names or BENCHMARKS, options, results)
-        except KeyboardInterrupt:
-            show("interrupted")
-            return 130
         finally:
             end_all()  # before the directories go, in which a daemon may still write
 

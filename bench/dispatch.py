@@ -24,7 +24,7 @@ from bench.results import show
 from buildd.config import SandboxConfig
 from buildd.execute.sandbox import SYSTEM_PATH
 from buildd.execute.sandbox.bwrap import BwrapSandbox
-from buildd.execute.session import _DRIVER
+from buildd.execute.session import DRIVER
 from buildd.model import PHASES
 
 PACKAGES = 500
@@ -141,8 +141,8 @@ def sandboxed(state: Path, work: Path) -> list[str]:
     program = shutil.which("bwrap")
     if program is None:
         raise BenchError("bwrap is not installed, and without it there is nothing to compare with")
-    driver = _DRIVER.replace("exec 3>&0", "exec 3>/dev/null")
-    if driver == _DRIVER:
+    driver = DRIVER.replace("exec 3>&0", "exec 3>/dev/null")
+    if driver == DRIVER:
         raise BenchError("the driver of sessions has changed; bench/dispatch.py has to follow")
     arguments = [part for phase in PHASES if phase in _TRUE for part in (phase, _TRUE[phase])]
     sandbox = BwrapSandbox(program, prefix=SandboxConfig().prefix, state_dir=state)

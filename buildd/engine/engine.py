@@ -247,7 +247,7 @@ class Engine:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """Counts for the daemon's status: busy, queued, success, failed, active."""
+        """Counts for the daemon's status: busy, queued, success, failed builds; active and all runs."""
         queued = sum(len(r.progress.in_state("queued")) for r in self._runs.values() if r.progress is not None)
         return {
             "busy": self._pool.busy,
@@ -255,6 +255,7 @@ class Engine:
             "success": self._pool.finished["success"],
             "failed": self._pool.finished["failed"],
             "active": len(self._runs),
+            "total": self._next_number - 1,
         }
 
     def check(self) -> None:

@@ -274,7 +274,9 @@ class WorkerPool:
         assert package.parts is not None
         receipt = Receipt(repository=package.package.repository, build=build, key_parts=package.parts)
         try:
-            await trio.to_thread.run_sync(self._tools.artifacts.add_receipt, build.output_id, receipt)
+            await trio.to_thread.run_sync(
+                self._tools.artifacts.add_receipt, build.output_id, receipt, limiter=self._tools.threads
+            )
         except OSError as error:
             return msgspec.structs.replace(
                 build,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import trio
@@ -40,6 +41,7 @@ from buildd.store.logs import Logs
 from buildd.store.tree import remove_tree
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 SOURCE_DATE_EPOCH = 315_532_800
 """1980-01-01: the earliest time that zip files can hold. One for all, so that equal sources build equal outputs."""
@@ -78,6 +80,10 @@ class BuildTools(Struct, frozen=True, kw_only=True):
     distfiles: DistfileCache
     artifacts: ArtifactStore
     logs: Logs
+    threads: trio.CapacityLimiter
+    """Bounds the worker threads of all builds together."""
+    spawn_turn: trio.Lock
+    """Held while a process is started: between two, other tasks have their turn."""
     instance: str
     """Id of this daemon process; the warden looks for it."""
 
@@ -159,15 +165,11 @@ async def run_build(
     """Build `spec`, telling `on_phase` of each phase that begins."""
     builder = _Builder(spec, tools, control, PhaseBook(on_phase))
     try:
-        log_file = tools.logs.open(spec.id)
-    except OSError as error:
-        return Outcome(state="failed", reason=_disk_reason(error), message=f"cannot write the log: {error}")
-    try:
         with control.scope:
-            return await builder.run(log_file)
-        return builder.stopped(log_file)
+            return await builder.run()
+        return builder.stopped()
     finally:
-        os.close(log_file)
+        builder.close()
 
 
 class _Builder:
@@ -178,34 +180,41 @@ class _Builder:
         self._resources = Resources()
         self._exit_status: int | None = None
         self._started = time.monotonic()
+        self._log: int | None = None
+        """Descriptor of the log, once it is open."""
 
-    async def run(self, log_file: int) -> Outcome:
-        self._say(
-            log_file, f"{self._package.name} {self._package.version}, build {self._spec.id}, key {self._spec.key}"
-        )
+    def close(self) -> None:
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        """Run what blocks. Few at a time: Python's threads take turns of milliseconds, and trio's is one of them."""
+        return await trio.to_thread.run_sync(function, limiter=self._tools.threads)
+
+    async def run(self) -> Outcome:
         try:
-            manifest = await self._in_scope(log_file)
+            manifest = await self._in_scope()
         except BuildFailure as failure:
-            return self._outcome(log_file, "failed", failure.reason, failure.message)
+            return self._outcome("failed", failure.reason, failure.message)
         except BuilddError as error:  # the source cannot be written out: a link that leaves it, an odd name
-            return self._outcome(log_file, "failed", "fetch_failed", error.message)
+            return self._outcome("failed", "fetch_failed", error.message)
         except OSError as error:
-            return self._outcome(log_file, "failed", _disk_reason(error), f"{error.strerror}: {error.filename}")
+            return self._outcome("failed", _disk_reason(error), f"{error.strerror}: {error.filename}")
         except Exception:
             log.exception("build failed by a fault of the daemon")
             message = "internal error; the daemon's log has the details"
-            return self._outcome(log_file, "failed", "sandbox_failed", message)
-        return self._outcome(log_file, "success", None, None, manifest)
+            return self._outcome("failed", "sandbox_failed", message)
+        return self._outcome("success", None, None, manifest)
 
-    def stopped(self, log_file: int) -> Outcome:
+    def stopped(self) -> Outcome:
         """The outcome after the engine cancelled."""
         assert self._control.why is not None
         reason, message = self._control.why
-        return self._outcome(log_file, "cancelled", reason, message)
+        return self._outcome("cancelled", reason, message)
 
     def _outcome(
         self,
-        log_file: int,
         state: BuildState,
         reason: FailureReason | None,
         message: str | None,
@@ -214,7 +223,7 @@ class _Builder:
         self._book.close()
         took = time.monotonic() - self._started
         why = f": {reason}: {message}" if reason else ""
-        self._say(log_file, f"{state} after {took:.1f} s{why}")
+        self._say(f"{state} after {took:.1f} s{why}")
         return Outcome(
             state=state,
             reason=reason,
@@ -223,34 +232,39 @@ class _Builder:
             phases=tuple(self._book.records),
             resources=self._resources,
             manifest=manifest,
-            log_bytes=os.fstat(log_file).st_size,
+            log_bytes=os.fstat(self._log).st_size if self._log is not None else 0,
         )
 
-    def _say(self, log_file: int, text: str) -> None:
+    def _say(self, text: str) -> None:
+        if self._log is None:
+            return
         try:
-            os.write(log_file, f"==> buildd: {text}\n".encode(errors="backslashreplace"))
+            os.write(self._log, f"==> buildd: {text}\n".encode(errors="backslashreplace"))
         except OSError as error:
             log.warning("cannot write to the log of a build", build=self._spec.id, error=str(error))
 
     # --- the scope ----------------------------------------------------------------------------------------
 
-    async def _in_scope(self, log_file: int) -> Manifest | None:
+    async def _in_scope(self) -> Manifest | None:
         sandbox = self._tools.sandbox
         async with Scope("build", close_within=_CLEANUP_S) as scope, AsyncExitStack() as stack:
-            scope.add(
-                "work directory", partial(trio.to_thread.run_sync, remove_tree, self._work, abandon_on_cancel=True)
-            )
-            await trio.to_thread.run_sync(self._prepare)
+            scope.add("work directory", self._remove_work)
+            await self._in_thread(self._prepare)
             prefix = await stack.enter_async_context(sandbox.prefix(self._spec.id, self._spec.dependencies))
-            await self._phases(log_file, prefix)
+            await self._phases(prefix)
             if self._spec.fetch_only:
                 return None
-            manifest = await self._collect(log_file)
+            manifest = await self._collect()
             if "tar" in self._package.formats:
-                await self._pack(log_file, manifest)
+                await self._pack(manifest)
             return manifest
 
+    async def _remove_work(self) -> None:
+        await trio.to_thread.run_sync(remove_tree, self._work, abandon_on_cancel=True, limiter=self._tools.threads)
+
     def _prepare(self) -> None:
+        self._log = self._tools.logs.open(self._spec.id)
+        self._say(f"{self._package.name} {self._package.version}, build {self._spec.id}, key {self._spec.key}")
         self._work.mkdir(mode=0o700)  # what a build makes setuid is out of reach for other users
         for name in WORK_DIRECTORIES:
             os.mkdir(self._work / name)
@@ -258,9 +272,9 @@ class _Builder:
             self._package.tree, self._work / "src", SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
         )
 
-    async def _collect(self, log_file: int) -> Manifest:
+    async def _collect(self) -> Manifest:
         """Move what is staged into the artifact store."""
-        manifest = await trio.to_thread.run_sync(
+        manifest = await self._in_thread(
             partial(
                 self._tools.artifacts.add,
                 self._work / "dest",
@@ -273,15 +287,14 @@ class _Builder:
         outside = [e.path for e in manifest.entries if e.kind != "dir" and not e.path.startswith(below)]
         if outside:
             self._say(
-                log_file,
                 f"note: {len(outside)} files are outside $PREFIX, where dependents do not see them: {outside[0]}",
             )
         return manifest
 
-    async def _pack(self, log_file: int, manifest: Manifest) -> None:
+    async def _pack(self, manifest: Manifest) -> None:
         self._book.begin("package")
         self._book.settled()
-        path = await trio.to_thread.run_sync(
+        path = await self._in_thread(
             partial(
                 pack,
                 self._tools.artifacts,
@@ -291,45 +304,45 @@ class _Builder:
                 check=trio.from_thread.check_cancelled,
             )
         )
-        self._say(log_file, f"packed as {path}")
+        self._say(f"packed as {path}")
         self._book.end("package", 0)
 
     # --- the phases ---------------------------------------------------------------------------------------
 
-    async def _phases(self, log_file: int, prefix: Path | None) -> None:
+    async def _phases(self, prefix: Path | None) -> None:
         """The builder's own part of each phase, then the recipe's; consecutive commands share a session."""
         pending: list[Command] = []
         for phase in ("fetch", "checksum") if self._spec.fetch_only else PHASES:
             if phase in _BUILTIN and self._package.sources:
-                await self._session(pending, log_file, prefix, network=False)
+                await self._session(pending, prefix, network=False)
                 pending = []
-                await self._builtin(phase, log_file)
+                await self._builtin(phase)
             text = self._patch_text() if phase == "patch" else ""
             text += self._package.phases.get(phase, "")
             if not text:
                 continue
             command = Command(phase=phase, text=text)
             if phase == "fetch":
-                await self._session([command], log_file, prefix, network=True)
+                await self._session([command], prefix, network=True)
             else:
                 pending.append(command)
-        await self._session(pending, log_file, prefix, network=False)
+        await self._session(pending, prefix, network=False)
 
-    async def _builtin(self, phase: str, log_file: int) -> None:
+    async def _builtin(self, phase: str) -> None:
         self._book.begin(phase)
         self._book.settled()
-        self._say(log_file, phase)
+        self._say(phase)
         if phase == "fetch":
             for source in self._package.sources:
-                await self._tools.distfiles.fetch(source, partial(self._say, log_file))
+                await self._tools.distfiles.fetch(source, self._say)
         elif phase == "checksum":
             for source in self._package.sources:
                 await self._tools.distfiles.verify(source)
-                self._say(log_file, f"{source.filename}: SHA-256 {source.sha256}")
+                self._say(f"{source.filename}: SHA-256 {source.sha256}")
         else:
             for source in self._package.sources:
-                self._say(log_file, f"extracting {source.filename} into {source.into}")
-                await trio.to_thread.run_sync(self._extract, source)
+                self._say(f"extracting {source.filename} into {source.into}")
+                await self._in_thread(partial(self._extract, source))
         if phase not in self._package.phases:
             self._book.end(phase, 0)
 
@@ -365,9 +378,10 @@ class _Builder:
         patches += patch_list(root, self._package.patches)
         return patch_script(patches)
 
-    async def _session(self, commands: Sequence[Command], log_file: int, prefix: Path | None, *, network: bool) -> None:
+    async def _session(self, commands: Sequence[Command], prefix: Path | None, *, network: bool) -> None:
         if not commands:
             return
+        assert self._log is not None
         limits = self._limits()
         if time.monotonic() > limits.deadline:
             raise BuildFailure("timeout", f"it took longer than {limits.timeout:g} s (limits.timeout)")
@@ -376,11 +390,12 @@ class _Builder:
             build=self._spec.id,
             sandbox=self._tools.sandbox,
             spawner=self._tools.spawner,
+            spawn_turn=self._tools.spawn_turn,
             work=self._work,
             prefix=prefix,
             network=network,
             env=self._environment(network=network),
-            log_file=log_file,
+            log_file=self._log,
             limits=limits,
             observer=Observer(self._book.begin, self._book.end, self._book.settled, self._add_use),
             grace=self._control.grace,

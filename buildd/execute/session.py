@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 # A trapped (not ignored) SIGTERM lets the driver outlive the phase that is asked to end, and is back at its
 # default in the phase itself.
-_DRIVER = """\
+DRIVER = """\
 exec 3>&0 </dev/null
 stop=
 trap 'stop=yes' TERM
@@ -94,6 +94,7 @@ async def run_session(
     build: str,
     sandbox: Sandbox,
     spawner: Spawner,
+    spawn_turn: trio.Lock,
     work: Path,
     prefix: Path | None,
     network: bool,
@@ -110,11 +111,12 @@ async def run_session(
     started or that does not report as it should.
     """
     arguments = [part for c in commands for part in (c.phase, c.text)]
-    argv = sandbox.argv(["/bin/sh", "-c", _DRIVER, "buildd", *arguments], work=work, prefix=prefix, network=network)
+    argv = sandbox.argv(["/bin/sh", "-c", DRIVER, "buildd", *arguments], work=work, prefix=prefix, network=network)
     report = _Report([c.phase for c in commands], observer)
     with _pipe() as reports, closing(OutputPump(log_file, limits.log)) as output:
         try:
-            process = spawner(argv, env=env, stdin=reports.writer, stdout=output.writer, stderr=output.writer)
+            async with spawn_turn:
+                process = spawner(argv, env=env, stdin=reports.writer, stdout=output.writer, stderr=output.writer)
         except OSError as error:
             raise BuildFailure(
                 "sandbox_failed",

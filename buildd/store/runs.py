@@ -185,10 +185,6 @@ class RunStore:
         )
         return [_run_decoder.decode(row[0]) for row in rows]
 
-    async def count_runs(self) -> int:
-        row = await self._database.read(lambda c: c.execute("SELECT count(*) FROM runs").fetchone())
-        return int(row[0])
-
     async def find_build(self, text: str) -> BuildRecord:
         """Raises NotFound, or InvalidInput when several builds begin with `text`."""
         if not text or not all(c in "0123456789abcdef-" for c in text):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.client import Asking
@@ -158,6 +162,31 @@ def test_an_unknown_benchmark_is_a_usage_error_that_names_the_known_ones() -> No
     )
     assert ran.returncode == 2
     assert "dispatch" in ran.stderr
+
+
+def test_an_interrupted_benchmark_leaves_no_process_and_no_directory_behind() -> None:
+    with tempfile.TemporaryDirectory() as home:  # not tmp_path: the path of a socket has to be short
+        bench = subprocess.Popen(
+            [sys.executable, "-m", "bench", "dispatch", "--quick", f"--disk={home}"],
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while not list(Path(home).glob("*/*/daemon/run/control.sock")):
+            assert bench.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert _processes_of(home)
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(60) == 130
+        assert _processes_of(home) == []
+        assert list(Path(home).iterdir()) == []
+
+
+def _processes_of(directory: str) -> list[str]:
+    """Command lines of the daemons whose state is below `directory`."""
+    lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if f"daemon.state_dir={directory}" in line]
 
 
 def _git(*arguments: str, cwd: Path | None = None) -> str:

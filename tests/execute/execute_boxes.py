@@ -84,6 +84,7 @@ class Box:
                 build=self.build,
                 sandbox=sandbox or self.sandbox,
                 spawner=spawner,
+                spawn_turn=trio.Lock(),
                 work=self.work,
                 prefix=prefix,
                 network=network,

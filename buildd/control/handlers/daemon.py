@@ -41,7 +41,7 @@ async def status(services: Services, params: Empty, peer: Peer) -> DaemonStatus:
         state=_state(services),
         reasons=_reasons(services),
         sandbox=services.sandbox_name,
-        runs=RunCounts(active=counts["active"], total=await services.runs.count_runs()),
+        runs=RunCounts(active=counts["active"], total=counts["total"]),
         builds=BuildCounts(
             queued=counts["queued"], running=counts["busy"], success=counts["success"], failed=counts["failed"]
         ),
