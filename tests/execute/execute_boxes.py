@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import trio
+
 from buildd.execute.proctree import COOKIE, with_cookie
 from buildd.execute.sandbox import Output, Sandbox
 from buildd.execute.sandbox.bwrap import BwrapSandbox
