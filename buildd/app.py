@@ -244,7 +244,8 @@ class Daemon:
         with trio.move_on_after(max(1.0, limit - _SHUTDOWN_MARGIN_S)) as patience:
             await engine.stop(self._grace)
         if patience.cancelled_caught:
-            log.error("builds did not end in time; they are abandoned")
+            log.error("builds did not end in time; they are killed")
+            self._stop.hurry = True
 
     async def _drained(self, engine: Engine) -> None:
         """Until no build runs, or somebody asks again."""

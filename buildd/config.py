@@ -214,9 +214,7 @@ def _allowed(kind: Any) -> str:
 
 def _convert(section: str, key: str, value: Any, where: str) -> Any:
     """One value of the configuration, checked. `where` names its source in errors."""
-    model = SECTIONS.get(section)
-    if model is None:
-        raise InvalidInput(f"{where}: unknown section [{section}]", hint=_suggest(section, list(SECTIONS), "sections"))
+    model = _check_section(section, where)
     fields = {f.name: f.type for f in msgspec.structs.fields(model)}
     if key not in fields:
         raise InvalidInput(
@@ -238,6 +236,13 @@ def _convert(section: str, key: str, value: Any, where: str) -> Any:
     return result
 
 
+def _check_section(section: str, where: str) -> type[Struct]:
+    model = SECTIONS.get(section)
+    if model is None:
+        raise InvalidInput(f"{where}: unknown section [{section}]", hint=_suggest(section, list(SECTIONS), "sections"))
+    return model
+
+
 def _suggest(word: str, known: Sequence[str], what: str) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return (f"did you mean {near[0]}? " if near else "") + f"{what}: {', '.join(known)}"
@@ -255,6 +260,7 @@ def _from_file(path: Path) -> dict[tuple[str, str], Any]:
     for section, table in document.items():
         if not isinstance(table, dict):
             raise InvalidInput(f"{path}: {section} is not in a section", hint=f"sections: {', '.join(SECTIONS)}")
+        _check_section(section, str(path))
         for key, value in table.items():
             values[section, key] = _convert(section, key, value, str(path))
     return values

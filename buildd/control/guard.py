@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections import deque
 from pathlib import Path
 
 import structlog
@@ -22,22 +21,23 @@ from buildd.process import own_resident_bytes
 log = structlog.get_logger()
 
 TICK_S = 0.25
-_WINDOW = 20  # ticks that are looked back
 LEAP_BYTES = 256 << 20
-"""More resident memory than at the lowest of the last 5 s. Planning 10,000 packages takes some 100 MiB."""
+"""More resident memory than the least that was seen. Planning 10,000 packages takes some 100 MiB."""
+_RELIEF_S = 1.0
 
 
 async def guard_memory(path: Path) -> None:
     """Watch until cancelled; `path` is that of the control socket."""
-    recent: deque[int] = deque(maxlen=_WINDOW)
+    least = own_resident_bytes()
     while True:
         await trio.sleep(TICK_S)
         resident = own_resident_bytes()
-        if recent and resident > min(recent) + LEAP_BYTES:
+        least = min(least, resident)
+        if resident > least + LEAP_BYTES:
             count = shut_connections(path)
             log.warning("memory leapt; all control connections were shut", resident_bytes=resident, connections=count)
-            recent.clear()
-        recent.append(resident)
+            await trio.sleep(_RELIEF_S)
+            least = own_resident_bytes()  # what is still there was not theirs
 
 
 def shut_connections(path: Path) -> int:

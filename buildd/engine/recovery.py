@@ -15,6 +15,7 @@ import structlog
 
 from buildd.engine.run import Run, note_build
 from buildd.model import BuildRecord, PackageState
+from buildd.store.database import Commit
 from buildd.store.journal import Journal
 from buildd.store.logs import Logs
 from buildd.store.runs import RunStore, update_build
@@ -27,12 +28,16 @@ _DIED = "the daemon was killed while this was built"
 
 
 async def close_interrupted(store: RunStore, journal: Journal, logs: Logs) -> None:
-    """Close the records of builds that say `running` though their daemon is gone."""
+    """Close the records of builds that say `running` though their daemon is gone; returns when that is on disk.
+
+    Raises DatabaseError when it cannot be recorded.
+    """
+    commit: Commit | None = None
     for build in await store.running_builds():
         closed = msgspec.structs.replace(
             build, state="failed", reason="interrupted", message=_DIED, completed_at=time.time()
         )
-        journal.emit(
+        commit = journal.emit(
             "package_interrupted",
             run=build.run,
             build=build.id,
@@ -44,6 +49,8 @@ async def close_interrupted(store: RunStore, journal: Journal, logs: Logs) -> No
             logs.append(build.id, f"==> buildd: failed: interrupted: {_DIED}\n")
         except OSError as error:
             log.warning("cannot write to the log of a build", build=build.id, error=str(error))
+    if commit is not None:
+        await commit.wait()  # the last of them: what the runs read next must not say `running`
 
 
 def restore(run: Run, earlier: Sequence[BuildRecord]) -> list[tuple[str, PackageState, str, str]]:

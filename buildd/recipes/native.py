@@ -96,7 +96,7 @@ def discover(tree: Tree, origin: Origin) -> list[Package]:
     """Every package of every `buildd.toml` in the tree. Raises InvalidInput naming file and key."""
     found: dict[str, tuple[Package, str]] = {}
     for path, blob in tree.files_named(RECIPE_FILE):
-        for package in _read_file(path, tree.read(blob, MAX_RECIPE_BYTES), tree, origin):
+        for package in _read_file(path, _content(tree, path, blob), tree, origin):
             if package.name in found:
                 raise InvalidInput(
                     f"package {package.name} is defined twice: in {found[package.name][1]} and in {path}",
@@ -104,6 +104,15 @@ def discover(tree: Tree, origin: Origin) -> list[Package]:
                 )
             found[package.name] = (package, path)
     return [package for package, _ in found.values()]
+
+
+def _content(tree: Tree, path: str, blob: str) -> bytes:
+    try:
+        return tree.read(blob, MAX_RECIPE_BYTES)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"{_shown(path)}: {error.message}", hint="split it: each directory may have its own"
+        ) from None
 
 
 def _read_file(path: str, content: bytes, tree: Tree, origin: Origin) -> Iterable[Package]:

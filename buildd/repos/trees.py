@@ -195,6 +195,8 @@ class GitStore:
             repository = self._open()
         try:
             yield repository
+        except pygit2.GitError as error:
+            raise NotFound(f"{self.path} cannot be read: {error}", hint="`git fsck` there says more") from None
         finally:
             if len(self._idle) < _MAX_IDLE_HANDLES:
                 self._idle.append(repository)

@@ -249,7 +249,9 @@ class Daemon:
         """The running packages, once there are `count` and the log of each has the line `saying`."""
 
         def look() -> list[RunPackage]:
-            running = [p for p in self.run(number).packages if p.state == "running" and p.build_id]
+            view = self.run(number)
+            assert view.state not in _FINAL, f"run {number} ended as {view.state}: {view.stats}, {view.error}"
+            running = [p for p in view.packages if p.state == "running" and p.build_id]
             loud = [p for p in running if self._has_line(p.build_id, saying)]
             return loud if len(loud) == count else []
 

@@ -77,7 +77,7 @@ async def export(services: Services, params: ArtifactParams, peer: Peer) -> Arti
 
 
 async def read(services: Services, params: ArtifactReadParams, peer: Peer) -> ArtifactChunk:
-    if "/" in params.filename or not params.filename.endswith(".tar.zst"):
+    if "/" in params.filename or not params.filename.isprintable() or not params.filename.endswith(".tar.zst"):
         raise InvalidInput(f"{params.filename!r} is not the name of an exported file", hint="artifact.export gives it")
     path = services.artifacts.packed(params.output_id, params.filename)
 
