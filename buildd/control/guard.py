@@ -8,6 +8,7 @@ what they had sent. Clients connect again by themselves, and no request that was
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import stat
@@ -21,23 +22,46 @@ from buildd.process import own_resident_bytes
 log = structlog.get_logger()
 
 TICK_S = 0.25
-LEAP_BYTES = 256 << 20
+_ALERT_TICK_S = 0.05
+_ALERT_BYTES = 16 << 20
+"""More than the least that was seen: from here on, look more often."""
+LEAP_BYTES = 192 << 20
 """More resident memory than the least that was seen. Planning 10,000 packages takes some 100 MiB."""
-_RELIEF_S = 1.0
+_RELIEF_S = 0.5
+_RELIEF_TICKS = 20
+_NO_RELIEF_BYTES = 4 << 20
 
 
 async def guard_memory(path: Path) -> None:
     """Watch until cancelled; `path` is that of the control socket."""
-    least = own_resident_bytes()
+    least = resident = own_resident_bytes()
     while True:
-        await trio.sleep(TICK_S)
+        await trio.sleep(_ALERT_TICK_S if resident > least + _ALERT_BYTES else TICK_S)
         resident = own_resident_bytes()
         least = min(least, resident)
         if resident > least + LEAP_BYTES:
             count = shut_connections(path)
             log.warning("memory leapt; all control connections were shut", resident_bytes=resident, connections=count)
-            await trio.sleep(_RELIEF_S)
-            least = own_resident_bytes()  # what is still there was not theirs
+            least = await _relieved()
+
+
+async def _relieved() -> int:
+    """Resident bytes once libzmq has freed what the connections had sent: what is still there was not theirs."""
+    resident = own_resident_bytes()
+    for _ in range(_RELIEF_TICKS):
+        await trio.sleep(_RELIEF_S)
+        _give_back()
+        before, resident = resident, own_resident_bytes()
+        if resident > before - _NO_RELIEF_BYTES:
+            break
+    return resident
+
+
+def _give_back() -> None:
+    """Have the C library return to the kernel what is free: millions of small parts leave it in pieces."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc's alone
+        trim(0)
 
 
 def shut_connections(path: Path) -> int:

@@ -167,35 +167,51 @@ class Engine:
             plan = await self._planner.plan(parsed, located, refresh=refresh, held=held)
         return plan, waves(plan.graph, [p.name for p in plan.packages])
 
-    def cancel(self, run: Run, package: str | None, by: str) -> str:
-        """Cancel a run or one of its packages; says what was done. Raises NotFound, Refused."""
+    async def cancel(self, run: Run, package: str | None, by: str) -> str:
+        """Cancel a run or one of its packages; says what was done once the wish is on disk.
+
+        Raises NotFound, Refused, DatabaseError.
+        """
         if run.finished.is_set() or name_of(run.record.state) in ("completed", "failed", "cancelled"):
             raise Refused(f"run {run.record.number} has already ended", hint="`buildctl show` tells how")
         if isinstance(run.record.state, Packaging):
             raise Refused(f"run {run.record.number} is all but done", hint="everything is built; wait a moment")
         if package is not None:
-            return self._cancel_package(run, package, f"cancelled by {by}")
-        if run.record.cancelled_by is None:
-            run.record = msgspec.structs.replace(run.record, cancelled_by=by)
-            self._journal.emit("run_cancel_requested", run=run.id, data={"by": by}, statements=[update_run(run.record)])
+            return await self._cancel_package(run, package, by)
+        run.record = msgspec.structs.replace(run.record, cancelled_by=run.record.cancelled_by or by)
+        commit = self._record_wish(run, by)
         run.preparing.cancel()
         self._cancel_rest(run, f"cancelled by {by}")
+        await commit.wait()
         return f"run {run.record.number} is being cancelled"
 
-    def _cancel_package(self, run: Run, name: str, message: str) -> str:
+    async def _cancel_package(self, run: Run, name: str, by: str) -> str:
         package = run.progress.packages.get(name) if run.progress is not None else None
         if package is None:
             raise NotFound(f"run {run.record.number} has no package {name}", hint="`buildctl show` lists them")
         if package.state in FINAL:
             raise Refused(f"package {name} is {package.state} already")
+        message = f"cancelled by {by}"
+        run.record = msgspec.structs.replace(run.record, cancelled={**run.record.cancelled, name: message})
+        commit = self._record_wish(run, by, package=name)
         if package.state == "running":
             self._stop_build(run, name, message)
-            return f"the build of {name} is being cancelled"
-        run.record = msgspec.structs.replace(run.record, cancelled={**run.record.cancelled, name: message})
-        self.settle_package(
-            run, name, "cancelled", reason="cancelled", message=message, statements=[update_run(run.record)]
+            answer = f"the build of {name} is being cancelled"
+        else:
+            self.settle_package(run, name, "cancelled", reason="cancelled", message=message)
+            answer = f"{name} is cancelled"
+        await commit.wait()
+        return answer
+
+    def _record_wish(self, run: Run, by: str, *, package: str | None = None) -> Commit:
+        """Record that somebody wants a run or package cancelled: a restart finishes what was begun."""
+        return self._journal.emit(
+            "run_cancel_requested",
+            run=run.id,
+            package=package,
+            data={"by": by},
+            statements=[update_run(run.record)],
         )
-        return f"{name} is cancelled"
 
     def dispatch(self) -> None:
         """Start what may start, after the configuration has changed."""
@@ -428,12 +444,11 @@ class Engine:
         *,
         reason: str | None,
         message: str | None,
-        statements: Sequence[Statement] = (),
     ) -> None:
         """Move a package that is not being built to a final state, with all that follows from it."""
         assert run.progress is not None
         ready, given_up = run.progress.move(name, state, reason=reason, message=message)
-        self._report_package(run, name, statements)
+        self._report_package(run, name)
         self._report_given_up(run, given_up)
         for other in ready:
             self._pool.make_ready(run, other)
@@ -443,7 +458,7 @@ class Engine:
         for name in names:
             self._report_package(run, name)
 
-    def _report_package(self, run: Run, name: str, statements: Sequence[Statement] = ()) -> None:
+    def _report_package(self, run: Run, name: str) -> None:
         """Emit the event of a package that ended without a build of its own."""
         assert run.progress is not None
         package = run.progress.packages[name]
@@ -460,7 +475,6 @@ class Engine:
             run=run.id,
             package=name,
             data={"state": package.state, "reason": package.reason, "message": package.message},
-            statements=statements,
         )
 
     def _after_change(self, run: Run) -> None:

@@ -68,6 +68,8 @@ def restore(run: Run, earlier: Sequence[BuildRecord]) -> list[tuple[str, Package
     for name, build in last.items():
         if build.state == "success":
             run.earlier[name] = build
+        elif name in run.record.cancelled:
+            continue
         elif build.reason != "interrupted":
             note_build(run.progress.packages[name], build)
             state: PackageState = "cancelled" if build.state == "cancelled" else "failed"
@@ -75,7 +77,7 @@ def restore(run: Run, earlier: Sequence[BuildRecord]) -> list[tuple[str, Package
         elif died[name] >= KILLER_ATTEMPTS:
             message = f"set aside: the daemon died {died[name]} times while this was built"
             ended.append((name, "failed", "interrupted", message))
-    ended.extend(
-        (name, "cancelled", "cancelled", why) for name, why in run.record.cancelled.items() if name not in last
-    )
+    for name, why in run.record.cancelled.items():
+        if name in run.progress.packages and name not in run.earlier:
+            ended.append((name, "cancelled", "cancelled", why))
     return ended

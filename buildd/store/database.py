@@ -139,12 +139,12 @@ class Database:
         try:
             await trio.sleep_forever()
         finally:
+            for connection in self._readers:  # before the writer: the last one to close leaves no write-ahead log
+                connection.close()
+            self._readers.clear()
             self._queue.put(None)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + BUSY_TIMEOUT_S):
                 await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
-            for connection in self._readers:
-                connection.close()
-            self._readers.clear()
 
     def submit(self, statements: Sequence[Statement]) -> Commit:
         """Hand a batch to the writer; it is applied after everything submitted before."""

@@ -104,7 +104,7 @@ async def cancel(services: Services, params: CancelParams, peer: Peer) -> Ok:
     record, run, _ = await lookup(services, params.run)
     if run is None:
         raise Refused(f"run {record.number} has already ended", hint=f"`buildctl show {record.number}` tells how")
-    return Ok(message=services.engine.cancel(run, params.package, user_name(peer.uid)))
+    return Ok(message=await services.engine.cancel(run, params.package, user_name(peer.uid)))
 
 
 async def show_object(services: Services, params: ShowParams, peer: Peer) -> ShowResult:
