@@ -27,9 +27,9 @@ _ALERT_BYTES = 16 << 20
 """More than the least that was seen: from here on, look more often."""
 LEAP_BYTES = 192 << 20
 """More resident memory than the least that was seen. Planning 10,000 packages takes some 100 MiB."""
-_RELIEF_S = 0.5
-_RELIEF_TICKS = 20
-_NO_RELIEF_BYTES = 4 << 20
+_STEADY_BYTES = 8 << 20
+_STEADY_S = 2.0
+"""Memory that changes no more than so much for so long is in use by something else, and the new measure."""
 
 
 async def guard_memory(path: Path) -> None:
@@ -40,21 +40,26 @@ async def guard_memory(path: Path) -> None:
         resident = own_resident_bytes()
         least = min(least, resident)
         if resident > least + LEAP_BYTES:
-            count = shut_connections(path)
+            least = resident = await _shut_until_relieved(path, least)
+
+
+async def _shut_until_relieved(path: Path, least: int) -> int:
+    """Shut connections, new ones too, until memory is below the limit or holds steady; what to measure from now."""
+    steady, since = own_resident_bytes(), trio.current_time()
+    while True:
+        resident = own_resident_bytes()
+        count = shut_connections(path)
+        if count:
             log.warning("memory leapt; all control connections were shut", resident_bytes=resident, connections=count)
-            least = await _relieved()
-
-
-async def _relieved() -> int:
-    """Resident bytes once libzmq has freed what the connections had sent: what is still there was not theirs."""
-    resident = own_resident_bytes()
-    for _ in range(_RELIEF_TICKS):
-        await trio.sleep(_RELIEF_S)
+        await trio.sleep(TICK_S)
         _give_back()
-        before, resident = resident, own_resident_bytes()
-        if resident > before - _NO_RELIEF_BYTES:
-            break
-    return resident
+        resident = own_resident_bytes()
+        if resident <= least + LEAP_BYTES:
+            return least
+        if abs(resident - steady) > _STEADY_BYTES:
+            steady, since = resident, trio.current_time()
+        elif trio.current_time() > since + _STEADY_S:
+            return resident
 
 
 def _give_back() -> None:
