@@ -52,7 +52,6 @@ from buildd.store.journal import Journal
 from buildd.store.runs import (
     KnownResult,
     RunRecord,
-    RunRequest,
     RunStore,
     insert_run,
     save_packages,
@@ -130,14 +129,7 @@ class Engine:
             raise Refused(f"the daemon takes no new runs: {self._pool.draining}", hint="`buildctl resume`")
         for text in params.targets:
             parse_target(text)
-        request = RunRequest(
-            targets=tuple(without_credentials(text) for text in params.targets),
-            keep_going=params.keep_going,
-            force=params.force,
-            fetch_only=params.fetch_only,
-            refresh=params.refresh,
-            priority=params.priority,
-        )
+        request = msgspec.structs.replace(params, targets=tuple(without_credentials(t) for t in params.targets))
         record = RunRecord(
             id=str(uuid.uuid4()),
             number=self._next_number,
@@ -255,16 +247,13 @@ class Engine:
             shown = [package_view(p, live=tail) for p in run.progress.packages.values()]
         return run_view(run.record, run.progress, shown)
 
-    def unfinished(self) -> list[Run]:
-        return [run for _, run in sorted(self._by_number.items())]
-
     def _tail(self, build: str) -> tuple[str, int]:
         return self._tools.logs.last_line(build), self._tools.logs.size(build)
 
     @property
     def statistics(self) -> dict[str, int]:
         """Counts for the daemon's status: busy, queued, success, failed builds; active and all runs."""
-        queued = sum(len(r.progress.in_state("queued")) for r in self._runs.values() if r.progress is not None)
+        queued = sum(r.progress.stats().queued for r in self._runs.values() if r.progress is not None)
         return {
             "busy": self._pool.busy,
             "queued": queued,

@@ -16,28 +16,18 @@ from msgspec import Struct
 from buildd.errors import InvalidInput, NotFound
 from buildd.model import BuildRecord, Package, Stats
 from buildd.planner.states import RunState, is_final
-from buildd.protocol import RunPackage
+from buildd.protocol import RunPackage, StartParams
 from buildd.store.database import Database, Statement
 
 MEDIAN_OF = 5
 """Durations of the last so many successes make a package's expected duration."""
 
 
-class RunRequest(Struct, frozen=True, kw_only=True):
-    """What was asked for; see `buildd.protocol.StartParams`."""
-
-    targets: tuple[str, ...]
-    keep_going: bool = True
-    force: bool = False
-    fetch_only: bool = False
-    refresh: bool = True
-    priority: int = 0
-
-
 class RunRecord(Struct, frozen=True, kw_only=True):
     id: str
     number: int
-    request: RunRequest
+    request: StartParams
+    """What was asked for, without credentials."""
     requested_by: str
     created_at: float
     state: RunState

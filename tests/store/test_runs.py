@@ -13,11 +13,10 @@ import trio
 from buildd.errors import InvalidInput, NotFound
 from buildd.model import BuildRecord, Limits, Package, PhaseRecord, Stats
 from buildd.planner.states import Completed, Discovering, Failed, Initialized
-from buildd.protocol import RunPackage
+from buildd.protocol import RunPackage, StartParams
 from buildd.store.database import Database
 from buildd.store.runs import (
     RunRecord,
-    RunRequest,
     RunStore,
     insert_build,
     insert_run,
@@ -44,7 +43,7 @@ class Store:
             **{
                 "id": id or f"{number:08x}-0000-4000-8000-000000000000",
                 "number": number,
-                "request": RunRequest(targets=(HOME,)),
+                "request": StartParams(targets=(HOME,)),
                 "requested_by": "root",
                 "created_at": 1e9 + number,
                 "state": Initialized(),
