@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -49,7 +50,7 @@ class Exit:
     """Largest resident set of any single process among them, from getrusage(2).
 
     0 when that is not known: the kernel counts the moment before exec(2), in which the child shares our memory,
-    so it never reports less than what this process had.
+    so it never reports less than the most that this process ever had.
     """
 
 
@@ -60,7 +61,7 @@ class Process:
         self.pid = popen.pid
         self._popen = popen
         _live.add(popen.pid)
-        self._own_rss = own_resident_bytes()
+        self._own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._pidfd = os.pidfd_open(popen.pid)
         self.exit: Exit | None = None
 
@@ -128,7 +129,7 @@ class Process:
         self._popen.returncode = status  # tells Popen that nothing is left to wait for
         largest = usage.ru_maxrss * 1024
         self.exit = Exit(
-            status, usage.ru_utime + usage.ru_stime, largest if largest > self._own_rss + _RSS_MARGIN else 0
+            status, usage.ru_utime + usage.ru_stime, largest if largest > self._own_peak + _RSS_MARGIN else 0
         )
 
 

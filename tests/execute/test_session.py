@@ -132,11 +132,11 @@ async def test_phases_see_exactly_the_environment_given(box: Box) -> None:
 
 
 async def test_what_a_session_used_is_told_once_however_it_ended(box: Box) -> None:
-    large = "a=x; while [ ${#a} -lt 30000000 ]; do a=$a$a; done; sleep 0.2;"
+    large = "a=x; while [ ${#a} -lt 30000000 ]; do a=$a$a; done; sleep 0.8;"
     with trio.fail_after(LIMIT_S):
         await box.run(("build", f"{large} exit 1"))
         with pytest.raises(BuildFailure):
-            await box.run(("build", f"{large} sleep 1000"), timeout=0.8)
+            await box.run(("build", f"{large} sleep 1000"), timeout=2.0)
         with trio.move_on_after(0.01):
             await box.run(("build", "sleep 1000"))
     ended, stopped, cancelled = box.used
