@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -39,6 +38,15 @@ def live_pids() -> frozenset[int]:
     return frozenset(_live)
 
 
+def _own_peak_bytes() -> int:
+    """The most resident memory that this process image ever had (VmHWM of proc_pid_status(5))."""
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 @dataclass(frozen=True)
 class Exit:
     """How a child ended. `status` is as of `subprocess`: the exit code, or minus the signal number."""
@@ -61,7 +69,7 @@ class Process:
         self.pid = popen.pid
         self._popen = popen
         _live.add(popen.pid)
-        self._own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._own_peak = _own_peak_bytes()
         self._pidfd = os.pidfd_open(popen.pid)
         self.exit: Exit | None = None
 
