@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from harness.daemon import needs_bwrap  # the benchmarks measure that sandbox and no other
 
 from bench.client import Asking
 from bench.daemon import BenchError, Daemon
@@ -126,6 +127,7 @@ def test_the_git_server_serves_while_its_context_lasts(tmp_path: Path) -> None:
         _git("ls-remote", server.url("served"))
 
 
+@needs_bwrap
 def test_the_peer_of_dispatch_runs_its_phases_in_the_sandbox(tmp_path: Path) -> None:
     work, state = tmp_path / "work", tmp_path / "state"
     for name in ("src", "build", "dest", "home", "tmp"):
@@ -136,6 +138,7 @@ def test_the_peer_of_dispatch_runs_its_phases_in_the_sandbox(tmp_path: Path) -> 
     assert ran.stdout.split() == ["==>", "configure", "==>", "build", "==>", "check", "==>", "stage"]
 
 
+@needs_bwrap
 def test_a_daemon_of_a_benchmark_builds_answers_and_is_gone_afterwards(tmp_path: Path) -> None:
     repository = write_repository(tmp_path / "repository", recipes(2))
     with Daemon(tmp_path / "d") as daemon:
@@ -164,6 +167,7 @@ def test_an_unknown_benchmark_is_a_usage_error_that_names_the_known_ones() -> No
     assert "dispatch" in ran.stderr
 
 
+@needs_bwrap
 def test_an_interrupted_benchmark_leaves_no_process_and_no_directory_behind() -> None:
     with tempfile.TemporaryDirectory() as home:  # not tmp_path: the path of a socket has to be short
         bench = subprocess.Popen(

@@ -45,7 +45,8 @@ def apply(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path, lis
     tools.mkdir()
     for name in (request.param, "find", "touch"):
         found = shutil.which(name)
-        assert found is not None, f"{name} is needed for this test"
+        if found is None:
+            pytest.skip(f"{name} is not installed; buildd uses whichever of patch and git there is")
         (tools / name).symlink_to(found)
 
     def run(srcdir: Path, patches: list[Patch]) -> tuple[int, str]:
