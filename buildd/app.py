@@ -37,6 +37,7 @@ from buildd.execute.build import BuildTools
 from buildd.execute.download import DistfileCache, FetchSettings
 from buildd.execute.environment import EnvironmentId
 from buildd.execute.leftovers import new_instance, sweep
+from buildd.execute.proctree import reap_adopted
 from buildd.execute.sandbox import Sandbox
 from buildd.execute.sandbox.choose import choose
 from buildd.execute.sandbox.plain import warden_argv
@@ -206,6 +207,8 @@ class Daemon:
                 )
             )
             await front.start(self._signals)
+            if sandbox.name == "plain":
+                await front.start(_reap_orphans)
             front.start_soon(_feed_watchdog, engine)
             journal.emit("daemon_started", data={"pid": os.getpid(), "sandbox": sandbox.name})
             log.info("ready", socket=str(path), sandbox=sandbox.name, workers=config.workers.max_concurrent_builds)
@@ -293,6 +296,14 @@ class Daemon:
         if later:
             return f"reloaded; changes in [{'], ['.join(later)}] take effect at the next start"
         return "reloaded" if self._config != old else "reloaded; nothing has changed"
+
+
+async def _reap_orphans(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """As a subreaper we are handed the orphans of builds and transfers, and nobody else waits for them."""
+    with trio.open_signal_receiver(signal.SIGCHLD) as signals:
+        task_status.started()
+        async for _ in signals:
+            reap_adopted()
 
 
 async def _feed_watchdog(engine: Engine) -> None:

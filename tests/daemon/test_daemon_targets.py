@@ -164,4 +164,4 @@ def test_a_server_that_says_nothing_fails_after_the_configured_time(boot: Boot) 
         view = daemon.build(f"git://127.0.0.1:{silent.getsockname()[1]}/x")
     assert view.state == "failed"
     assert "nothing for 1 s" in str(view.error)
-    assert daemon.status()["resources"]["children"] == before
+    until(lambda: daemon.status()["resources"]["children"] == before, "its processes are gone", within=2)
