@@ -47,8 +47,9 @@ def check(peer: Peer, right: Right, config: ControlConfig) -> None:
     if may_control(peer, config.group) or (right == "observe" and config.observe == "everyone"):
         return
     who = user_name(peer.uid)
+    owner = "" if os.getuid() == 0 else f", {user_name(os.getuid())}"
     raise NotPermitted(
         f"{who} may not {'look at' if right == 'observe' else 'control'} this daemon: it takes the right to {right}, "
-        f"which members of group {config.group}, root and {user_name(os.getuid())} have",
+        f"which members of group {config.group}{owner} and root have",
         hint=f"ask an administrator for membership of the group: usermod -aG {config.group} {who}",
     )
