@@ -222,12 +222,13 @@ class Daemon:
     # --- stopping -----------------------------------------------------------------------------------------
 
     def stop(self, drain: bool = False) -> None:
-        """Ask for the shutdown; asked again, it hurries."""
-        if self._stop.requested.is_set() and not drain:
-            self._stop.hurry = True
-            self._stop.drain = False
-        elif not self._stop.requested.is_set():
+        """Ask for the shutdown. Asked again it waits no longer for a drain, and then for no grace."""
+        if not self._stop.requested.is_set():
             self._stop.drain = drain
+        elif self._stop.drain and not drain:
+            self._stop.drain = False
+        elif not drain:
+            self._stop.hurry = True
         self._stop.requested.set()
 
     def _grace(self) -> float:
@@ -237,7 +238,7 @@ class Daemon:
         if self._stop.drain:
             log.info("draining")
             systemd.notify("STATUS=waiting for running builds")
-            engine.drain("the daemon is about to stop")
+            engine.drain("the daemon is about to stop", final=True)
             await self._drained(engine)
         limit = float(self._config.daemon.shutdown_limit)
         self._limit_life(limit)

@@ -26,7 +26,7 @@ from buildd.engine.prepare import Plan, Planner
 from buildd.engine.progress import FINAL, PackageRun, Progress
 from buildd.engine.recovery import close_interrupted, restore
 from buildd.engine.release import collect_release
-from buildd.engine.run import Run
+from buildd.engine.run import Run, note_build
 from buildd.engine.targets import parse_target, without_credentials
 from buildd.engine.views import package_view, run_view
 from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodable
@@ -85,6 +85,7 @@ class Engine:
         self._runs: dict[str, Run] = {}
         self._by_number: dict[int, Run] = {}
         self._next_number = store.next_number()
+        self._drained_for_good = False
         self._nursery: trio.Nursery | None = None
         self._pool = WorkerPool(
             self, config=config, journal=journal, tools=tools, environment=environment, find=self._by_number.get
@@ -172,7 +173,8 @@ class Engine:
             return await self._cancel_package(run, package, by)
         run.record = msgspec.structs.replace(run.record, cancelled_by=run.record.cancelled_by or by)
         commit = self._record_wish(run, by)
-        run.preparing.cancel()
+        if run.plan is None:  # one that was resumed has a plan, and soon knows again what it had built
+            run.preparing.cancel()
         self._cancel_rest(run, f"cancelled by {by}")
         await commit.wait()
         return f"run {run.record.number} is being cancelled"
@@ -209,13 +211,19 @@ class Engine:
         """Start what may start, after the configuration has changed."""
         self._pool.dispatch()
 
-    def drain(self, reason: str) -> None:
-        """Start no more builds and accept no more runs."""
+    def drain(self, reason: str, *, final: bool = False) -> None:
+        """Start no more builds and accept no more runs; `final` before the daemon stops: that is not undone."""
         if self._pool.draining is None:
             self._journal.emit("daemon_draining", data={"reason": reason})
         self._pool.draining = reason
+        self._drained_for_good = self._drained_for_good or final
 
     def resume(self) -> None:
+        """Undo `drain`. Raises Refused when the daemon is about to stop."""
+        if self._drained_for_good:
+            raise Refused(
+                "the daemon stops as soon as the running builds have ended", hint="start it again when it has stopped"
+            )
         if self._pool.draining is not None:
             self._journal.emit("daemon_resumed")
         self._pool.draining = None
@@ -310,7 +318,8 @@ class Engine:
         run.record = msgspec.structs.replace(run.record, started_at=run.record.started_at or time.time())
         self._move(run, Discovering())
         statements: list[Statement] = []
-        if run.plan is not None and await self._planner.hold(run.plan, run.held):
+        resumed_plan = run.plan is not None and await self._planner.hold(run.plan, run.held)
+        if run.plan is not None and resumed_plan:
             self._move(run, Planning())
             plan = Plan(packages=tuple(run.plan))
         else:
@@ -329,6 +338,8 @@ class Engine:
                 repositories={p.repository for p in plan.packages},
             )
         earlier = await self._store.builds_of_run(run.id)
+        if not resumed_plan:  # what failed may have been mended: it is built again
+            earlier = [build for build in earlier if build.state == "success" or build.reason == "interrupted"]
         self._begin_building(run, plan, order, urgency(graph, order, durations), earlier, statements)
 
     def _begin_building(
@@ -349,12 +360,19 @@ class Engine:
         for name, state, reason, message in restore(run, earlier):
             if run.progress.packages[name].state == "queued":
                 self.settle_package(run, name, state, reason=reason, message=message)
+            if state == "failed" and not run.record.request.keep_going and run.record.failed_fast is None:
+                run.record = msgspec.structs.replace(run.record, failed_fast=_fail_fast(name))
         for name in order:
             package = run.progress.packages[name]
             if package.state == "queued" and package.package.ignore:
                 self.settle_package(run, name, "ignored", reason="ignored", message=package.package.ignore)
         for name in run.progress.ready():
             self._pool.make_ready(run, name)
+        if run.record.cancelled_by is not None or run.record.failed_fast is not None:
+            for name, build in run.earlier.items():  # nothing more is built: what had succeeded stays so
+                if run.progress.packages[name].state == "queued":
+                    note_build(run.progress.packages[name], build)
+                    run.progress.move(name, "success")
         if run.record.cancelled_by is not None:
             self._cancel_rest(run, f"cancelled by {run.record.cancelled_by}")
         elif run.record.failed_fast is not None:
@@ -508,10 +526,14 @@ class Engine:
         for other_name in ready:
             self._pool.make_ready(run, other_name)
         if state == "failed" and not run.record.request.keep_going:
-            message = f"{name} failed and the run is fail-fast"
+            message = _fail_fast(name)
             run.record = msgspec.structs.replace(run.record, failed_fast=message)
             self._journal.emit(
                 "run_given_up", run=run.id, data={"message": message}, statements=[update_run(run.record)]
             )
             self._cancel_rest(run, message, reason="fail_fast")
         self._after_change(run)
+
+
+def _fail_fast(name: str) -> str:
+    return f"{name} failed and the run is fail-fast"

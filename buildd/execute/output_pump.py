@@ -19,6 +19,8 @@ from buildd.errors import FailureReason
 
 _PIPE_BYTES = 1 << 20
 _PIECE = 1 << 20
+LAST_BYTES = 4 << 20
+"""More than a pipe holds: what there can be at the end."""
 _GATHER_S = 0.02  # the pipe holds a megabyte: chatty builds wake us fifty times a second, not once a line
 
 
@@ -51,13 +53,14 @@ class OutputPump:
         """Move what comes until the last writer has closed, or there is trouble."""
         while True:
             await trio.lowlevel.wait_readable(self.reader)
-            if not self.drain():
+            if not self.drain(_PIECE):
                 return
             await trio.sleep(_GATHER_S)
 
-    def drain(self) -> bool:
-        """Move what is there now; False when nothing will come any more."""
-        while self.trouble is None:
+    def drain(self, budget: int) -> bool:
+        """Move what is there now, at most about `budget` bytes; False when nothing will come any more."""
+        stop_at = self.size + budget
+        while self.trouble is None and self.size < stop_at:
             try:
                 moved = self._move()
             except BlockingIOError:
@@ -71,7 +74,7 @@ class OutputPump:
             self.size += moved
             if self._limit and self.size >= self._limit:
                 self.trouble = ("log_limit", f"the log reached {self._limit} bytes (limits.log)")
-        return False
+        return self.trouble is None
 
     def _move(self) -> int:
         piece = min(_PIECE, max(1, self._limit - self.size)) if self._limit else _PIECE

@@ -15,7 +15,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -23,7 +23,7 @@ import trio
 from msgspec import Struct
 
 from buildd.errors import BuildFailure, FailureReason
-from buildd.execute.output_pump import OutputPump
+from buildd.execute.output_pump import LAST_BYTES, OutputPump
 from buildd.execute.proctree import resident_bytes
 from buildd.execute.sandbox import Sandbox, Tree
 from buildd.model import Resources
@@ -135,7 +135,7 @@ async def run_session(
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(output.run)
                     try:
-                        await _follow(reports.reader, report, watch)
+                        await _follow(reports.reader, report, watch, process)
                         with trio.move_on_after(KILL_WITHIN_S):
                             await process.wait()
                     except BuildFailure as error:  # not through the nursery, which would wrap it
@@ -150,7 +150,7 @@ async def run_session(
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * KILL_WITHIN_S):
                     survivors = await tree.kill(within=KILL_WITHIN_S)
                 _complain(survivors, build)
-                output.drain()
+                output.drain(LAST_BYTES)
                 if process.exit is not None:
                     largest = max(process.exit.max_rss_bytes, watch.largest_rss)
                     observer.used(Resources(cpu_s=round(process.exit.cpu_s, 6), max_rss_bytes=largest))
@@ -191,7 +191,7 @@ async def _wait_at_most(process: Process, grace: Callable[[], float], output: Ou
     while process.exit is None and trio.current_time() < asked + grace():
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE_TICK_S):
             await process.wait()
-        output.drain()
+        output.drain(LAST_BYTES)
 
 
 def _complain(survivors: Sequence[int], build: str) -> None:
@@ -264,13 +264,16 @@ def _tampered() -> BuildFailure:
     return BuildFailure("sandbox_failed", "the build wrote to the pipe by which its phases are reported")
 
 
-async def _follow(reader: int, report: _Report, watch: _Watch) -> None:
-    """Read the driver's reports until it closes the pipe, watching the limits meanwhile."""
+async def _follow(reader: int, report: _Report, watch: _Watch, process: Process) -> None:
+    """Read the driver's reports until it closes the pipe or ends, watching the limits meanwhile."""
     look_at = trio.current_time() + TICK_S
     while True:
         with trio.move_on_at(look_at):
             await trio.lowlevel.wait_readable(reader)
-            data = os.read(reader, 65536)
+            try:
+                data = os.read(reader, 65536)
+            except BlockingIOError:
+                continue  # a phase that found the pipe in /proc was faster
             if not data:
                 return
             report.feed(data)
@@ -279,6 +282,10 @@ async def _follow(reader: int, report: _Report, watch: _Watch) -> None:
             broken = watch.look()
             if broken is not None:
                 raise BuildFailure(*broken)
+            if process.poll() is not None:  # something in the background keeps the pipe open
+                with suppress(BlockingIOError):
+                    report.feed(os.read(reader, 65536))
+                return
 
 
 class _Watch:

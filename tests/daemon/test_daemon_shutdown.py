@@ -169,3 +169,25 @@ def requests_of_others(daemon: Daemon) -> Iterator[int]:
     first = daemon.status()["control"]["requests"]
     for own in itertools.count(1):
         yield daemon.status()["control"]["requests"] - first - own
+
+
+def test_a_daemon_that_drains_before_it_stops_cannot_be_resumed_and_a_signal_ends_only_the_waiting(
+    boot: Boot, repository: RecipeRepository
+) -> None:
+    daemon = boot(settings={"daemon.shutdown_grace": "20s"})
+    polite = f"trap 'sleep 0.5; echo cleaned up; exit 1' TERM; echo {READY}; while :; do sleep 0.05; done"
+    repository.package("polite", phases={"build": polite}).commit()
+    number = daemon.start(repository)
+    (running,) = daemon.until_running(number, 1, saying=READY)
+
+    daemon.call("daemon.shutdown", {"drain": True})
+    until(lambda: daemon.status()["state"] == "draining", "it drains")
+    refused = daemon.buildctl("resume")
+    assert refused.returncode == 4
+    assert "the daemon stops" in refused.stderr
+
+    assert daemon.terminate(within=15) == 0
+    daemon.boot()
+    assert "cleaned up" in daemon.build_log(running.build_id)
+    daemon.call("run.cancel", {"run": str(number)})
+    assert daemon.wait(number).state == "cancelled"

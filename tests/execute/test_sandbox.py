@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,9 +19,11 @@ from structlog.testing import capture_logs
 from buildd import config as configuration
 from buildd.config import Config
 from buildd.errors import BuildFailure
-from buildd.execute.sandbox import Output
+from buildd.execute.sandbox import WORK_DIRECTORIES, Output
+from buildd.execute.sandbox.bwrap import BwrapSandbox
 from buildd.execute.sandbox.choose import NoSandbox, choose
 from buildd.execute.sandbox.plain import SharedPrefix
+from buildd.store.tree import remove_tree
 
 LIMIT_S = 30.0
 needs_bwrap = pytest.mark.skipif(bwrap_trouble() is not None, reason=str(bwrap_trouble()))
@@ -372,3 +375,21 @@ async def test_a_back_end_that_was_asked_for_and_does_not_work_is_an_error(
     with pytest.raises(NoSandbox, match=r"the sandbox bwrap does not work: .+") as caught:
         await choose(config(tmp_path, "bwrap"))
     assert "bubblewrap" in caught.value.hint
+
+
+def test_a_link_in_the_way_of_a_mount_point_is_refused(tmp_path: Path) -> None:
+    # bwrap would make the mount point through it: in the victim's directory, on the machine itself
+    tools = Path(tempfile.mkdtemp(prefix="bd-tools-", dir="/tmp")) / "deep" / "tools"
+    tools.mkdir(parents=True)
+    (tmp_path / "state").mkdir()
+    sandbox = BwrapSandbox("bwrap", prefix="/opt/x", state_dir=tmp_path / "state", readonly_paths=[str(tools)])
+    work = tmp_path / "work"
+    for name in WORK_DIRECTORIES:
+        (work / name).mkdir(parents=True)
+    try:
+        assert str(tools) in sandbox.argv(["true"], work=work, prefix=None, network=False)
+        (work / "tmp" / tools.parts[2]).symlink_to(tmp_path)
+        with pytest.raises(BuildFailure, match="a link in the way"):
+            sandbox.argv(["true"], work=work, prefix=None, network=False)
+    finally:
+        remove_tree(tools.parent.parent)

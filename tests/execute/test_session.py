@@ -455,3 +455,13 @@ async def test_sessions_beside_one_another_do_not_end_each_others_processes(back
             (two.work / "src" / "go").touch()
         assert two.events[-1] == ("end", "build", 0)
         until(lambda: one.processes == two.processes == [], "both are gone")
+
+
+async def test_a_background_process_that_holds_the_drivers_pipe_does_not_hold_up_the_end(box: Box) -> None:
+    # plain: it is not in the way of the driver's end, but keeps the pipe from closing
+    find = "for fd in 3 10 11; do if [ -e /proc/$PPID/fd/$fd ]; then exec 9>/proc/$PPID/fd/$fd; break; fi; done"
+    script = f"{find}; [ -e /proc/$$/fd/9 ]; setsid sleep 1000 >/dev/null 2>&1 & true"
+    with trio.fail_after(LIMIT_S):
+        end = await box.run(("build", script))
+    assert end.failed_phase is None
+    assert box.processes == []

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import trio
 
+from buildd.errors import BuildFailure
 from buildd.execute.proctree import alive, children, descendants, kill_until_gone, signal_all
 from buildd.execute.sandbox import WORK_DIRECTORIES, Layout, Output, directory_below
 from buildd.process import Process
@@ -133,6 +134,7 @@ class BwrapSandbox:
         self._base += _binds(f"/etc/{name}" for name in _ETC)
         self._base += ["--proc", "/proc", "--dev", "/dev", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
         self._further = _binds(readonly_paths)
+        self._further_targets = self._further[2::3]
         self._network = _binds(f"/etc/{name}" for name in _NETWORK_ETC)
 
     def layout(self, work: Path) -> Layout:
@@ -147,6 +149,7 @@ class BwrapSandbox:
         )
 
     def argv(self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool) -> list[str]:
+        self._check_mount_points(work)
         dependencies = ["--ro-bind", str(prefix), self._prefix] if prefix is not None else ["--dir", self._prefix]
         return [
             *self._base,
@@ -165,6 +168,19 @@ class BwrapSandbox:
             "--",
             *command,
         ]
+
+    def _check_mount_points(self, work: Path) -> None:
+        """bwrap makes the mount points of `readonly_paths` below /tmp and /build, in directories that an earlier
+        session could write: through a link there it would make them elsewhere. Raises BuildFailure for one."""
+        inside = {"/tmp": work / "tmp", **{f"{LAYOUT_ROOT}/{name}": work / name for name in _OWN}}
+        for target in self._further_targets:
+            for mount, directory in inside.items():
+                if not target.startswith(f"{mount}/"):
+                    continue
+                for part in target.removeprefix(f"{mount}/").split("/"):
+                    directory = directory / part
+                    if directory.is_symlink():
+                        raise BuildFailure("sandbox_failed", f"the build put a link in the way of {target}")
 
     def tree(self, process: Process, build: str) -> BwrapTree:
         return BwrapTree(process)
