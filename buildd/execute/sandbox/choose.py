@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 import structlog
@@ -42,7 +43,7 @@ async def choose(config: Config) -> Sandbox:
             state_dir=state_dir,
             readonly_paths=config.sandbox.readonly_paths,
         )
-        trouble = await probe(sandbox)
+        trouble = await probe(sandbox, Path(config.daemon.work_dir))
         if trouble is None:
             return sandbox
     hint = "install bubblewrap and allow unprivileged user namespaces; `buildctl doctor` says more"
@@ -52,12 +53,12 @@ async def choose(config: Config) -> Sandbox:
     return PlainSandbox(state_dir=state_dir)
 
 
-async def probe(sandbox: BwrapSandbox) -> str | None:
-    """Run `true` inside; None when that works, else what was complained of."""
-    work = Path(tempfile.mkdtemp(prefix="buildd-probe-"))
+async def probe(sandbox: BwrapSandbox, work_dir: Path) -> str | None:
+    """Run `true` inside, in a work directory like a build's; None when that works, else what was complained of."""
+    work = work_dir / str(uuid.uuid4())  # a name that the next start removes, should this process be killed now
     try:
         for name in WORK_DIRECTORIES:
-            (work / name).mkdir()
+            (work / name).mkdir(parents=True)
         with tempfile.TemporaryFile() as output:
             argv = sandbox.argv(["/bin/sh", "-c", "true"], work=work, prefix=None, network=False)
             try:
