@@ -17,13 +17,6 @@ from buildd.store.logs import Logs
 from buildd.store.runs import RunStore
 
 
-class ControlStatistics(Struct):
-    """Counts of the control socket, kept up to date by it."""
-
-    requests: int = 0
-    dropped: int = 0
-
-
 class Services(Struct, frozen=True, kw_only=True):
     config: Callable[[], Config]
     engine: Engine
