@@ -11,13 +11,15 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildd import protocol
-from ctl.client import Client, connect
+from ctl.actions import Actions, action_parsers, run_action
+from ctl.client import Client
 from ctl.failure import OK, CtlError
 from ctl.output import note, say, say_json, say_lines
 from ctl.text import moment, plural, printable, size, table
@@ -178,23 +180,15 @@ def _place(name: str, directory: Path) -> Path:
     return directory / parts[-1]
 
 
-_ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, Client], int], str]] = {
+_ACTIONS: Actions = {
     "list": (_list, "artifacts, newest first"),
     "show": (_show, "one artifact and its files"),
     "get": (_get, "fetch an artifact as a .tar.zst file, or extract it"),
 }
 
 
-def _artifacts(args: argparse.Namespace) -> int:
-    action, _ = _ACTIONS[args.action]
-    with connect(args) as client:
-        return action(args, client)
-
-
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, (_, help_) in _ACTIONS.items():
-        action = actions.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", allow_abbrev=False)
+    for name, action in action_parsers(parser, _ACTIONS):
         if name == "list":
             action.add_argument("package", metavar="PACKAGE", nargs="?", help="only those of this package")
             action.add_argument("--limit", "-n", type=int, default=100, metavar="N", help="at most N (default 100)")
@@ -215,7 +209,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 VERBS = {
     "artifacts": Verb(
-        _artifacts,
+        partial(run_action, _ACTIONS),
         _arguments,
         "  buildctl artifacts list zlib\n"
         "  buildctl artifacts get zlib@1.3.1 -o /tmp\n"

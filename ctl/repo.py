@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from functools import partial
 
 from buildd import protocol
 from buildd.protocol import Repository
-from ctl.client import QUICK_S, Client, connect
+from ctl.actions import Actions, action_parsers, run_action
+from ctl.client import QUICK_S, Client
 from ctl.failure import FAILED, INTERRUPTED, OK
 from ctl.follow import newest_event
 from ctl.output import note, say, say_json, say_lines
@@ -144,7 +145,7 @@ def _act(client: Client, method: str, params: protocol.RepoParams, *, timeout: f
     return OK
 
 
-_ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, Client], int], str]] = {
+_ACTIONS: Actions = {
     "clone": (_clone, "start a clone"),
     "status": (_status, "one repository"),
     "list": (_list, "all known repositories"),
@@ -155,16 +156,8 @@ _ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, Client], int], str]] = {
 }
 
 
-def _repo(args: argparse.Namespace) -> int:
-    action, _ = _ACTIONS[args.action]
-    with connect(args) as client:
-        return action(args, client)
-
-
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, (_, help_) in _ACTIONS.items():
-        action = actions.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", allow_abbrev=False)
+    for name, action in action_parsers(parser, _ACTIONS):
         if name != "list":
             action.add_argument("repo", metavar="REPO", help="URL, path or known name")
         if name == "clone":
@@ -177,7 +170,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 VERBS = {
     "repo": Verb(
-        _repo,
+        partial(run_action, _ACTIONS),
         _arguments,
         "  buildctl repo clone https://example.org/things.git --wait\n"
         "  buildctl repo list\n  buildctl repo branches things\n  buildctl repo delete things",

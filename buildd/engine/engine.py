@@ -318,10 +318,12 @@ class Engine:
         run.record = msgspec.structs.replace(run.record, started_at=run.record.started_at or time.time())
         self._move(run, Discovering())
         statements: list[Statement] = []
-        resumed_plan = run.plan is not None and await self._planner.hold(run.plan, run.held)
-        if run.plan is not None and resumed_plan:
+        if run.plan is not None and not await self._planner.hold(run.plan, run.held):
+            run.plan = None
+        resumed_plan = run.plan
+        if resumed_plan is not None:
             self._move(run, Planning())
-            plan = Plan(packages=tuple(run.plan))
+            plan = Plan(packages=tuple(resumed_plan))
         else:
             targets = [parse_target(text) for text in run.targets]
             located = await self._planner.locate(targets, refresh=request.refresh, held=run.held)
@@ -338,7 +340,7 @@ class Engine:
                 repositories={p.repository for p in plan.packages},
             )
         earlier = await self._store.builds_of_run(run.id)
-        if not resumed_plan:  # what failed may have been mended: it is built again
+        if resumed_plan is None:  # what failed may have been mended: it is built again
             earlier = [build for build in earlier if build.state == "success" or build.reason == "interrupted"]
         self._begin_building(run, plan, order, urgency(graph, order, durations), earlier, statements)
 

@@ -250,29 +250,28 @@ class GitStore:
             return None
 
     def _commit(self, repository: pygit2.Repository, id: str) -> pygit2.Commit:
-        try:
-            found: object = repository.get(_oid(id))
-        except (pygit2.GitError, ValueError) as error:
-            raise NotFound(f"cannot read commit {id} in {self.path}: {error}") from None
+        found = self._object(repository, id)
         if not isinstance(found, pygit2.Commit):
             raise NotFound(f"no commit {id} in {self.path}")
         return found
 
-    def _root(self, repository: pygit2.Repository, id: str) -> pygit2.Tree:
-        """The tree of a commit, or the tree itself."""
-        try:
-            return self._commit(repository, id).tree
-        except NotFound:
-            return self._tree(repository, id)
-
     def _tree(self, repository: pygit2.Repository, id: str) -> pygit2.Tree:
-        try:
-            found: object = repository.get(_oid(id))
-        except (pygit2.GitError, ValueError) as error:
-            raise NotFound(f"cannot read tree {id} in {self.path}: {error}") from None
+        found = self._object(repository, id)
         if not isinstance(found, pygit2.Tree):
             raise NotFound(f"no tree {id} in {self.path}")
         return found
+
+    def _root(self, repository: pygit2.Repository, id: str) -> pygit2.Tree:
+        """The tree of a commit, or the tree itself."""
+        found = self._object(repository, id)
+        return found.tree if isinstance(found, pygit2.Commit) else self._tree(repository, id)
+
+    def _object(self, repository: pygit2.Repository, id: str) -> object:
+        """The object with this id; None when there is none."""
+        try:
+            return repository.get(_oid(id))
+        except (pygit2.GitError, ValueError) as error:
+            raise NotFound(f"cannot read object {id} in {self.path}: {error}") from None
 
 
 def list_branches(path: Path) -> list[Branch]:
