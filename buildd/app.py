@@ -30,12 +30,15 @@ from buildd.control.handlers import all_handlers
 from buildd.control.handlers.services import Services
 from buildd.control.server import Server
 from buildd.control.socket import ControlSocket
+from buildd.engine.assess import Assessor
+from buildd.engine.collector import Collector
 from buildd.engine.engine import Engine
+from buildd.engine.explain import Explainer
 from buildd.engine.prepare import Planner
 from buildd.errors import BuilddError, Refused
 from buildd.execute.build import BuildTools
 from buildd.execute.download import DistfileCache, FetchSettings
-from buildd.execute.environment import EnvironmentId
+from buildd.execute.environment import Environments
 from buildd.execute.leftovers import new_instance, sweep
 from buildd.execute.proctree import reap_adopted
 from buildd.execute.sandbox import Sandbox
@@ -50,6 +53,8 @@ from buildd.store.artifacts import ArtifactStore
 from buildd.store.database import Database
 from buildd.store.journal import Journal
 from buildd.store.logs import Logs
+from buildd.store.queries import Queries
+from buildd.store.rebuild import Receipts
 from buildd.store.repositories import RepositoryStore
 from buildd.store.runs import RunStore
 
@@ -59,7 +64,7 @@ _SHUTDOWN_MARGIN_S = 5.0
 """Of daemon.shutdown_limit, kept for closing what is left when builds would not end."""
 _BUILD_THREADS = 3
 """With 50 builds starting at once, 40 threads held up the control plane by 400 ms, and 3 by 40 ms."""
-_RELOADABLE = ("workers", "limits", "control", "cache", "repos")
+_RELOADABLE = ("workers", "limits", "control", "cache", "retry", "repos")
 _RELOADABLE_DAEMON = ("log_level", "shutdown_grace", "shutdown_limit")
 
 
@@ -98,7 +103,7 @@ class Daemon:
             _raise_file_limit()
             await sweep(state_dir, work_dir)
             sandbox = await choose(config)
-            database = Database(state_dir / "buildd.db")
+            database = Database(state_dir / "buildd.db", Receipts(state_dir))
             await trio.to_thread.run_sync(database.open)
             async with trio.open_nursery() as storage:
                 await storage.start(database.run)
@@ -113,12 +118,14 @@ class Daemon:
         self, sandbox: Sandbox, database: Database, journal: Journal, state_dir: Path, cache_dir: Path
     ) -> None:
         config = self._config
+        repositories = RepositoryStore(database)
         clones = Clones(
             cache_dir / "repos",
             _clone_settings(config),
-            RepositoryStore(database),
+            repositories,
             lambda kind, url, data: _discard(journal.emit(kind, repository=url, data=data)),
         )
+        repositories.restore_from(clones.list)
         self._clones = clones
         tools = BuildTools(
             config=self.config,
@@ -139,18 +146,26 @@ class Daemon:
             store=runs,
             planner=Planner(self.config, clones, cache_dir),
             tools=tools,
-            environment=EnvironmentId(self.config, sandbox),
+            assessor=Assessor(self.config, runs, tools.artifacts, journal, Environments(self.config, sandbox)),
         )
         self._engine = engine
-        if database.set_aside is not None:
-            journal.emit("database_set_aside", data={"path": str(database.set_aside)})
+        database.on_renewed(engine.renewed)
+        collector = Collector(
+            config=self.config,
+            artifacts=tools.artifacts,
+            releases=state_dir / "releases",
+            journal=journal,
+            in_use=engine.in_use,
+            forget=engine.forget,
+        )
         warden = _start_warden(tools.instance) if sandbox.name == "plain" else None
         try:
             async with trio.open_nursery() as transfers:
                 await transfers.start(clones.run)
                 async with trio.open_nursery() as work:
+                    await work.start(collector.run)  # it clears up before runs make anything new
                     await work.start(engine.run)
-                    await self._with_engine(engine, clones, journal, database, runs, tools)
+                    await self._with_engine(engine, collector, clones, journal, database, runs, tools)
                     work.cancel_scope.cancel()
                 transfers.cancel_scope.cancel()
         finally:
@@ -160,6 +175,7 @@ class Daemon:
     async def _with_engine(
         self,
         engine: Engine,
+        collector: Collector,
         clones: Clones,
         journal: Journal,
         database: Database,
@@ -175,6 +191,7 @@ class Daemon:
                 partial(machine_checks, self._config, sandbox=sandbox.name, weaker=sandbox.weaker)
             )
 
+        queries = Queries(database)
         services = Services(
             config=self.config,
             engine=engine,
@@ -182,7 +199,10 @@ class Daemon:
             journal=journal,
             database=database,
             runs=runs,
+            queries=queries,
+            explainer=Explainer(queries, clones, tools.artifacts.exists),
             artifacts=tools.artifacts,
+            collector=collector,
             logs=tools.logs,
             started_at=started,
             sandbox_name=sandbox.name,

@@ -21,6 +21,7 @@ import platformdirs
 from msgspec import Struct
 
 from buildd.errors import InvalidInput
+from buildd.model import Strategy
 
 
 class Seconds(float):
@@ -57,7 +58,7 @@ def parse_seconds(value: str | float) -> Seconds:
     """Seconds of `30s`, `5min`, `1.5h` or a number. Raises ValueError."""
     if isinstance(value, str):
         return Seconds(_quantity(value, _SECONDS, "duration", "30s, 5min or 2h"))
-    if isinstance(value, bool) or not 0 <= value <= _MOST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         raise ValueError(f"{value!r:.40} is not a duration; write it like 30s, 5min or 2h")
     return Seconds(value)
 
@@ -165,8 +166,31 @@ class FetchConfig(Struct, frozen=True, kw_only=True):
 
 
 class CacheConfig(Struct, frozen=True, kw_only=True):
-    strategy: Literal["none", "conservative", "aggressive"] = "aggressive"
+    strategy: Strategy = "aggressive"
     """When an earlier result is used: never, only the package's own last one, or any with equal inputs."""
+    strategies: dict[str, Strategy] = {}
+    """The same for single repositories, by URL or absolute path; shell patterns may be used."""
+    max_bytes: Bytes = Bytes(0)
+    """Most bytes that artifacts and releases may take; 0 sets no limit."""
+    max_age: Seconds = Seconds(0)
+    """Artifacts that were not used for so long go; 0 sets no limit."""
+    min_free_bytes: Bytes = Bytes(1 << 30)
+    """With less free space than this (or a tenth of a small file system) artifacts go; 0 sets no limit."""
+    min_free_inodes: int = 10_000
+    """The same for inodes."""
+    collect_interval: Seconds = Seconds(600)
+    """Time between two looks at all limits."""
+
+
+class RetryConfig(Struct, frozen=True, kw_only=True):
+    """Further attempts after failures that may pass by themselves."""
+
+    max_retries: int = 2
+    """Attempts after the first; 0 for none."""
+    delay: Seconds = Seconds(5)
+    """Wait before the second attempt; each further wait is `backoff` times as long."""
+    backoff: float = 3.0
+    max_delay: Seconds = Seconds(300)
 
 
 class EventsConfig(Struct, frozen=True, kw_only=True):
@@ -183,6 +207,7 @@ class Config(Struct, frozen=True, kw_only=True):
     repos: ReposConfig = ReposConfig()
     fetch: FetchConfig = FetchConfig()
     cache: CacheConfig = CacheConfig()
+    retry: RetryConfig = RetryConfig()
     events: EventsConfig = EventsConfig()
     files: tuple[str, ...] = ()
     """The configuration files that were read."""
@@ -194,7 +219,11 @@ _MINIMA = {
     ("workers", "max_concurrent_builds"): 1,
     ("workers", "max_concurrent_clones"): 1,
     ("workers", "jobs"): 1,
+    ("cache", "min_free_inodes"): 0,
+    ("cache", "collect_interval"): 1,
     ("events", "keep"): 1000,
+    ("retry", "max_retries"): 0,
+    ("retry", "backoff"): 1,
 }
 
 
@@ -204,6 +233,7 @@ def _allowed(kind: Any) -> str:
     names = {
         str: "a string",
         int: "a whole number",
+        float: "a number",
         Seconds: "a duration like 30s, 5min or 2h",
         Bytes: "a size like 512MiB or 2GiB",
     }

@@ -6,6 +6,7 @@ is both the JSON-RPC error code and the exit status of `buildctl`, so a script s
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar, Literal, get_args
 
 FailureReason = Literal[
@@ -20,6 +21,7 @@ FailureReason = Literal[
     "sandbox_failed",
     "interrupted",
     "cancelled",
+    "not_reproducible",
 ]
 """Why a build did not succeed."""
 
@@ -72,9 +74,24 @@ class Busy(BuilddError):
     code = 6
 
 
-class BuildFailure(BuilddError):
-    """A build ended without success, for `reason`."""
+_SCARCE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS})
+"""What the kernel says when processes, memory or open files are short: others may give some back."""
 
-    def __init__(self, reason: FailureReason, message: str, *, hint: str = "") -> None:
+
+class BuildFailure(BuilddError):
+    """A build ended without success, for `reason`.
+
+    `transient` says whether the same build may succeed by itself later. None takes what holds for the reason: a
+    full disk may be emptied; of `fetch_failed` and `sandbox_failed` only who raises them can know; nothing else
+    passes by itself.
+    """
+
+    def __init__(self, reason: FailureReason, message: str, *, hint: str = "", transient: bool | None = None) -> None:
         super().__init__(message, hint=hint)
         self.reason: FailureReason = reason
+        self.transient: bool = reason == "disk_full" if transient is None else transient
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether the machine was short of processes, memory or open files, which may pass."""
+    return error.errno in _SCARCE

@@ -74,6 +74,14 @@ class Source(Struct, frozen=True, kw_only=True):
     """Patch or series files of the package's subtree, applied in order after extraction."""
 
 
+class PhaseLimits(Struct, frozen=True, kw_only=True):
+    """Bounds on one phase, beside those of its build; None sets none. Seconds."""
+
+    timeout: float | None = None
+    silence: float | None = None
+    """Takes the place of the build's in this phase."""
+
+
 class Limits(Struct, frozen=True, kw_only=True):
     """Bounds on one build; None takes the configuration's. Seconds and bytes."""
 
@@ -82,6 +90,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     log: int | None = None
     memory: int | None = None
     """Resident bytes of all processes of the build together."""
+    phases: dict[str, PhaseLimits] = {}
+    """By name of the phase."""
 
 
 class Package(Struct, frozen=True, kw_only=True):
@@ -95,8 +105,6 @@ class Package(Struct, frozen=True, kw_only=True):
     """Identity of the repository: its normalised URL, or the absolute path of a local one."""
     store: str
     """Path of the git directory that holds the objects."""
-    commit: str | None
-    """Commit the package was found in; None for a snapshot of a plain directory."""
     tree: str
     """Git tree id of the subtree: the hash of the source."""
     depends: tuple[str, ...] = ()
@@ -122,6 +130,8 @@ class Package(Struct, frozen=True, kw_only=True):
 
 PackageState = Literal["queued", "running", "success", "failed", "skipped", "blocked", "ignored", "cancelled"]
 BuildState = Literal["running", "success", "failed", "cancelled"]
+Strategy = Literal["none", "conservative", "aggressive"]
+"""When an earlier result answers a package: never, only its own last one, or any with an equal key."""
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -175,6 +185,14 @@ class BuildRecord(Struct, frozen=True, kw_only=True):
     log: str = ""
     """Path of the log file."""
     log_bytes: int = 0
+    repository: str = ""
+    """Identity of the repository that the package was found in."""
+    tree: str = ""
+    """Git tree id of its source."""
+    crc: int | None = None
+    """CRC-32 over the listing of its source."""
+    retried: bool = False
+    """A failed attempt that is followed by another one."""
 
 
 class Event(Struct, frozen=True, kw_only=True):

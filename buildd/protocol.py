@@ -19,6 +19,7 @@ from buildd.model import (
     PackageState as PackageState,
     Repository as Repository,
     Stats as Stats,
+    Strategy as Strategy,
 )
 
 VERSION = 1
@@ -204,11 +205,27 @@ class StartParams(Params, frozen=True, kw_only=True):
     """Fetch cloned repositories before planning."""
     priority: int = 0
     """Higher goes first among packages that are equally urgent."""
+    force_packages: tuple[str, ...] = ()
+    """Names of packages to build even when they have a result already."""
+    strategy: Strategy | None = None
+    """When earlier results are used; None takes the configuration's word for each repository."""
+    max_retries: int | None = None
+    """Further attempts after failures that may pass by themselves; None takes the configuration's."""
+    worktree: bool = False
+    """Build local repositories as their files are now, uncommitted changes included."""
+    verify: bool = False
+    """Build the packages that are up to date again, in another directory, and compare the outputs."""
+    wait: float = 0.0
+    """Seconds that the answer may wait for the end of the run, at most MAX_POLL_S."""
 
 
 class StartResult(Struct, frozen=True, kw_only=True):
     id: str
     number: int
+    event: int = 0
+    """Number of the last event before the run's own."""
+    run: RunView | None = None
+    """The ended run, without packages; None when it has not ended within `wait`."""
 
 
 class RunPackage(Struct, frozen=True, kw_only=True):
@@ -275,6 +292,7 @@ class CancelParams(RunParams, frozen=True, kw_only=True):
 class WaitParams(RunParams, frozen=True, kw_only=True):
     timeout: float = 30.0
     """Seconds, at most MAX_POLL_S."""
+    packages: bool = True
 
 
 class WaitResult(Struct, frozen=True, kw_only=True):
@@ -285,6 +303,103 @@ class WaitResult(Struct, frozen=True, kw_only=True):
 class PlanParams(Params, frozen=True, kw_only=True):
     targets: tuple[str, ...]
     refresh: bool = True
+    worktree: bool = False
+    """Take local repositories as their files are now, uncommitted changes included."""
+    strategy: Strategy | None = None
+    why: bool = False
+    """Say of each package whether it would be built, and why."""
+
+
+class FileChange(Struct, frozen=True, kw_only=True):
+    """A file of a source that differs between two builds. Ids and modes are git's."""
+
+    path: str
+    change: Literal["added", "removed", "modified", "mode", "renamed"]
+    old_path: str | None = None
+    """Where a renamed file was."""
+    old_blob: str | None = None
+    new_blob: str | None = None
+    old_mode: str | None = None
+    new_mode: str | None = None
+
+
+CauseKind = Literal[
+    "never_built",
+    "forced",
+    "ignored",
+    "strategy",
+    "artifact",
+    "version",
+    "source",
+    "fetched",
+    "patches",
+    "recipe",
+    "formats",
+    "dependency",
+    "environment",
+    "architecture",
+    "format",
+]
+
+
+class Cause(Struct, frozen=True, kw_only=True):
+    """One reason why a package is, or would be, built again."""
+
+    kind: CauseKind
+    what: str = ""
+    """What of that kind: the phase, the dependency, the fetched file, the part of the environment."""
+    old: str | None = None
+    new: str | None = None
+    message: str = ""
+    """The same in words."""
+    files: tuple[FileChange, ...] = ()
+    """The files that make the difference, of a source."""
+
+
+VerdictState = Literal["up_to_date", "build", "ignored"]
+
+
+class PackageVerdict(Struct, frozen=True, kw_only=True):
+    """Whether a package is built, and why."""
+
+    package: str
+    version: str
+    repository: str
+    state: VerdictState
+    key: str | None = None
+    """None while it depends on a package that is to be built."""
+    build: str | None = None
+    """The earlier build that answers it, or the last success that it is compared with."""
+    built_at: float | None = None
+    """When `build` started."""
+    output_id: str | None = None
+    """What `build` left behind."""
+    causes: tuple[Cause, ...] = ()
+    """Why it is built, or ignored; of one that is up to date, why its output is not what a dependent had."""
+
+
+class WhyParams(Params, frozen=True, kw_only=True):
+    package: str
+    """NAME[@VERSION] of a package that was built before, or a target REPO[@REV]//PACKAGE."""
+    run: str | None = None
+    """Explain what this run did, instead of what one would do now."""
+    worktree: bool = False
+    strategy: Strategy | None = None
+    refresh: bool = False
+
+
+class VerifyParams(Params, frozen=True, kw_only=True):
+    package: str
+    """NAME[@VERSION] of a package that was built before, or a target REPO[@REV]//PACKAGE."""
+    worktree: bool = False
+
+
+class WhyResult(Struct, frozen=True, kw_only=True):
+    verdict: PackageVerdict
+    needed: tuple[PackageVerdict, ...] = ()
+    """What the causes lead to, dependencies first: those that are built as well, and those whose output changed."""
+    notes: tuple[str, ...] = ()
+    """What was chosen where the request left a choice, in words."""
 
 
 class PlannedPackage(Struct, frozen=True, kw_only=True):
@@ -297,6 +412,8 @@ class PlannedPackage(Struct, frozen=True, kw_only=True):
     wave: int
     """1 for packages without dependencies in the plan."""
     ignore: str = ""
+    verdict: PackageVerdict | None = None
+    """Only when asked for with `why`."""
 
 
 class PlanResult(Struct, frozen=True, kw_only=True):
@@ -389,6 +506,12 @@ class Artifact(Struct, frozen=True, kw_only=True):
     created_at: float
     packages: tuple[str, ...]
     """`NAME@VERSION` of the builds that made it."""
+    last_used: float | None = None
+    """When it was made, or last answered a package or was made again; the least recent go first."""
+    pinned: str | None = None
+    """Who wants it kept, and why; None when nobody has said so."""
+    in_use: bool = False
+    """Whether an unfinished run may need it, or somebody is fetching it: it is not collected now."""
 
 
 class ArtifactList(Struct, frozen=True, kw_only=True):
@@ -431,6 +554,206 @@ class ArtifactChunk(Struct, frozen=True, kw_only=True):
     finished: bool
 
 
+class ArtifactVerifyParams(Params, frozen=True, kw_only=True):
+    artifact: str | None = None
+    """As in the other methods; None for all."""
+
+
+class ArtifactVerdict(Struct, frozen=True, kw_only=True):
+    output_id: str
+    packages: tuple[str, ...]
+    """`NAME@VERSION` of the builds that made it; only of a damaged one."""
+    ok: bool
+    problems: tuple[str, ...] = ()
+    kept: str | None = None
+    """Where a damaged artifact is kept for people to look at; None when there was no room."""
+
+
+class ArtifactVerifyResult(Struct, frozen=True, kw_only=True):
+    artifacts: tuple[ArtifactVerdict, ...]
+    damaged: int
+    """How many of them are not ok. They are set aside, and built again when they are next needed."""
+
+
+class ArtifactPinParams(ArtifactParams, frozen=True, kw_only=True):
+    note: str | None = None
+    """Why it is to be kept."""
+
+
+class CollectParams(Params, frozen=True, kw_only=True):
+    """Limits for this once; None takes the configuration's, 0 sets no limit."""
+
+    dry_run: bool = False
+    """Only say what would go."""
+    max_bytes: int | None = None
+    max_age: float | None = None
+    min_free_bytes: int | None = None
+    min_free_inodes: int | None = None
+
+
+class Collected(Struct, frozen=True, kw_only=True):
+    """Something that went, or would go."""
+
+    kind: Literal["artifact", "release", "damaged"]
+    id: str
+    """Output id of an artifact, number of the run of a release, name of a damaged artifact."""
+    packages: tuple[str, ...]
+    """`NAME@VERSION` of the builds that made an artifact."""
+    bytes: int
+    """What it took of the disk."""
+    inodes: int
+    last_used: float
+    reason: Literal["age", "size", "free_space", "free_inodes"]
+
+
+class UnmetLimit(Struct, frozen=True, kw_only=True):
+    limit: Literal["max_bytes", "min_free_bytes", "min_free_inodes"]
+    wanted: int
+    reached: int
+    message: str
+    """The same in words, with what could not go."""
+
+
+class CollectResult(Struct, frozen=True, kw_only=True):
+    """What went and what is left; of a dry run, what would be."""
+
+    dry_run: bool
+    collected: tuple[Collected, ...]
+    """In the order in which they went."""
+    freed_bytes: int
+    freed_inodes: int
+    artifacts: int
+    """How many are left."""
+    bytes: int
+    """What artifacts and releases take of the disk now."""
+    free_bytes: int
+    """Free space of their file system."""
+    free_inodes: int
+    unmet: tuple[UnmetLimit, ...]
+    """Limits that are still not kept."""
+    failed: tuple[str, ...]
+    """What could not be removed, and why."""
+
+
+# --- the database -----------------------------------------------------------------------------------------
+
+
+class IndexEntry(Struct, frozen=True, kw_only=True):
+    """The latest successful build of one version of a package in one repository."""
+
+    package: str
+    version: str
+    repository: str
+    build: str
+    key: str
+    output_id: str
+    tree: str
+    """Git tree id of the source that was built."""
+    crc: int | None
+    """CRC-32 over the listing of that source."""
+    built_at: float
+
+
+class IndexParams(Params, frozen=True, kw_only=True):
+    package: str | None = None
+    """NAME[@VERSION]; None for all."""
+    limit: int = 100
+
+
+class IndexList(Struct, frozen=True, kw_only=True):
+    entries: tuple[IndexEntry, ...]
+
+
+class FailuresParams(Params, frozen=True, kw_only=True):
+    package: str | None = None
+    limit: int = 20
+
+
+class FingerprintParams(Params, frozen=True, kw_only=True):
+    package: str
+    """NAME[@VERSION]"""
+
+
+class Fingerprint(Struct, frozen=True, kw_only=True):
+    """The source of a latest successful build."""
+
+    package: str
+    version: str
+    repository: str
+    tree: str
+    crc: int | None
+    files: int | None
+    """Number of files in it; None when the listing is not kept."""
+    build: str
+    built_at: float
+
+
+class FingerprintList(Struct, frozen=True, kw_only=True):
+    fingerprints: tuple[Fingerprint, ...]
+
+
+class PackageTime(Struct, frozen=True, kw_only=True):
+    """How long the successful builds of a package took, in seconds."""
+
+    package: str
+    builds: int
+    total_s: float
+    mean_s: float
+    median_s: float
+
+
+class DatabaseStatsParams(Params, frozen=True, kw_only=True):
+    slowest: int = 10
+    """How many of the slowest packages to name."""
+
+
+class DatabaseStats(Struct, frozen=True, kw_only=True):
+    since: float | None
+    """When the oldest run on record was accepted."""
+    packages: int
+    """Names with a successful build."""
+    runs: dict[str, int]
+    """Number of runs by state."""
+    builds: dict[str, int]
+    """Number of builds by state."""
+    hits: int
+    """Packages of ended runs that an earlier result answered."""
+    misses: int
+    """Packages of ended runs that were built, with or without success."""
+    hit_rate: float | None
+    """Hits of both; None without any."""
+    total_s: float
+    mean_s: float | None
+    median_s: float | None
+    """Of the durations of all successful builds."""
+    slowest: tuple[PackageTime, ...]
+    """By median duration, longest first."""
+    outputs: int
+    """Different outputs on record."""
+    artifacts: int | None
+    """Artifacts on disk; None when the disk cannot be read."""
+    artifact_bytes: int | None
+    """What they and releases take of it."""
+    database_bytes: int
+
+
+class DatabaseCheck(Struct, frozen=True, kw_only=True):
+    ok: bool
+    problems: tuple[str, ...]
+    """What is wrong, in words."""
+    builds: int
+    """Builds on record."""
+    missing_artifacts: int
+    """Successful builds whose artifact is gone; their packages are built again when they are wanted."""
+    stale_builds: int
+    """Builds that are on record as running and do not run."""
+
+
+class ResetParams(Params, frozen=True, kw_only=True):
+    force: bool = False
+    """Also while runs are active."""
+
+
 # --- the table --------------------------------------------------------------------------------------------
 
 
@@ -459,6 +782,8 @@ METHODS: dict[str, Method] = {
         ("repo.branches", RepoParams, BranchList, "observe", "Branches of a clone and their commits."),
         ("run.start", StartParams, StartResult, "control", "Accept a run; answers once it is on disk."),
         ("run.plan", PlanParams, PlanResult, "control", "What a start of these targets would consider."),
+        ("package.verify", VerifyParams, StartResult, "control", "Start a run that builds a package again to compare."),
+        ("package.why", WhyParams, WhyResult, "control", "Why a package is, or would be, built or not."),
         ("run.status", RunStatusParams, RunView, "observe", "A run with its packages."),
         ("run.list", RunListParams, RunList, "observe", "Recent runs, newest first."),
         ("run.wait", WaitParams, WaitResult, "observe", "Answer when the run ends or the time is over."),
@@ -472,6 +797,16 @@ METHODS: dict[str, Method] = {
         ("artifact.show", ArtifactParams, ArtifactDetail, "observe", "One artifact and its files."),
         ("artifact.export", ArtifactParams, ArtifactExport, "observe", "Pack an artifact as .tar.zst."),
         ("artifact.read", ArtifactReadParams, ArtifactChunk, "observe", "A piece of an exported artifact."),
+        ("artifact.verify", ArtifactVerifyParams, ArtifactVerifyResult, "control", "Read artifacts, and compare."),
+        ("artifact.pin", ArtifactPinParams, Ok, "control", "Keep an artifact, whatever the limits say."),
+        ("artifact.unpin", ArtifactParams, Ok, "control", "Undo pin."),
+        ("artifact.collect", CollectParams, CollectResult, "control", "Remove what the limits do not allow."),
+        ("db.latest", IndexParams, IndexList, "observe", "Latest successful builds, newest first."),
+        ("db.failures", FailuresParams, BuildList, "observe", "Failed builds, newest first."),
+        ("db.fingerprint", FingerprintParams, FingerprintList, "observe", "Sources of latest successful builds."),
+        ("db.stats", DatabaseStatsParams, DatabaseStats, "observe", "Counts, hit rate and times of all on record."),
+        ("db.verify", Empty, DatabaseCheck, "control", "Check the database and what it refers to."),
+        ("db.reset", ResetParams, Ok, "control", "Forget runs, builds and fingerprints; artifacts stay."),
     )
 }
 

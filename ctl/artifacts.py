@@ -8,25 +8,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from buildd import protocol
 from ctl.actions import Actions, action_parsers, run_action
 from ctl.client import Client
-from ctl.failure import OK, CtlError
-from ctl.output import note, say, say_json, say_lines
+from ctl.failure import FAILED, OK, CtlError
+from ctl.output import note, paint, say, say_json, say_lines
 from ctl.text import moment, plural, printable, size, table
 from ctl.verbs import Verb, connection_options
-
-if TYPE_CHECKING:
-    import tarfile  # takes milliseconds that only `get --extract` has
 
 
 def _list(args: argparse.Namespace, client: Client) -> int:
@@ -35,8 +31,19 @@ def _list(args: argparse.Namespace, client: Client) -> int:
         say_json(client.raw("artifact.list", params))
         return OK
     found = client.call("artifact.list", params, protocol.ArtifactList).artifacts
-    rows = [(a.output_id[:12], size(a.bytes), str(a.files), moment(a.created_at), " ".join(a.packages)) for a in found]
-    say_lines(table(("ARTIFACT", "SIZE", "FILES", "CREATED", "PACKAGES"), rows, right=(1, 2)))
+    rows = [
+        (
+            a.output_id[:12],
+            size(a.bytes),
+            str(a.files),
+            moment(a.created_at),
+            moment(a.last_used),
+            "pinned" if a.pinned is not None else "in use" if a.in_use else "-",
+            " ".join(a.packages),
+        )
+        for a in found
+    ]
+    say_lines(table(("ARTIFACT", "SIZE", "FILES", "CREATED", "LAST USED", "KEPT", "PACKAGES"), rows, right=(1, 2)))
     return OK
 
 
@@ -50,6 +57,9 @@ def _show(args: argparse.Namespace, client: Client) -> int:
     say(f"artifact {artifact.output_id}")
     say(f"  packages  {printable(' '.join(artifact.packages))}")
     say(f"  created   {moment(artifact.created_at)}")
+    say(f"  last used {moment(artifact.last_used)}{', in use now' if artifact.in_use else ''}")
+    if artifact.pinned is not None:
+        say(f"  pinned    {printable(artifact.pinned)}")
     say(f"  path      {printable(artifact.path)}")
     say(f"  size      {size(artifact.bytes)} in {plural(artifact.files, 'file')}\n")
     rows = [(f.mode, str(f.size), f.sha256[:12], f.path) for f in detail.listing]
@@ -67,6 +77,8 @@ def _get(args: argparse.Namespace, client: Client) -> int:
         with tempfile.TemporaryFile() as packed:
             _copy(client, export, packed)
             packed.seek(0)
+            from ctl.unpack import unpack  # milliseconds that no other verb has
+
             unpack(packed, Path(args.extract))
         note(f"extracted {printable(export.filename)} to {args.extract}")
         return OK
@@ -128,62 +140,45 @@ def _copy(client: Client, export: protocol.ArtifactExport, file: BinaryIO) -> No
         )
 
 
-def unpack(packed: BinaryIO, directory: Path) -> None:
-    """Extract a .tar.zst below `directory`. Raises CtlError for members that would land elsewhere.
-
-    tarfile's own filters would do, but Debian 12's Python has none, and the strict one refuses the absolute links
-    that packages may well have: here links are written as they are, and never followed.
-    """
-    import tarfile
-
-    import zstandard
-
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with zstandard.ZstdDecompressor().stream_reader(packed) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    _unpack_member(archive, member, directory)
-    except (tarfile.TarError, zstandard.ZstdError, OSError) as error:
-        raise CtlError(f"cannot extract to {directory}: {error}", hint="get the file and look at it by hand") from None
+def _verify(args: argparse.Namespace, client: Client) -> int:
+    params = protocol.ArtifactVerifyParams(artifact=args.artifact)
+    found = client.call("artifact.verify", params, protocol.ArtifactVerifyResult, timeout=None)
+    if args.json:
+        say_json(found)
+        return FAILED if found.damaged else OK
+    for artifact in found.artifacts:
+        if not artifact.ok:
+            say(paint(f"artifact {artifact.output_id} {printable(' '.join(artifact.packages))} is damaged", "red"))
+            say_lines(f"  {printable(problem)}" for problem in artifact.problems)
+            note(f"set aside, {f'kept as {artifact.kept}' if artifact.kept else 'and removed'}: it is built again")
+    sound = len(found.artifacts) - found.damaged
+    note(f"{plural(sound, 'artifact')} sound, {found.damaged} damaged")
+    return FAILED if found.damaged else OK
 
 
-def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, directory: Path) -> None:
-    """Raises OSError for a member that leads out of `directory`, or is neither file, directory nor link."""
-    target = _place(member.name, directory)
-    if member.isdir():
-        target.mkdir(exist_ok=True)
-        return
-    if target.is_symlink() or target.is_file():
-        target.unlink()
-    content = archive.extractfile(member) if member.isfile() else None
-    if content is not None:
-        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, member.mode & 0o755 | 0o200)
-        with os.fdopen(handle, "wb") as file:
-            shutil.copyfileobj(content, file)
-    elif member.issym():
-        target.symlink_to(member.linkname)
+def _pin(args: argparse.Namespace, client: Client) -> int:
+    return _act(args, client, "artifact.pin", protocol.ArtifactPinParams(artifact=args.artifact, note=args.note))
+
+
+def _unpin(args: argparse.Namespace, client: Client) -> int:
+    return _act(args, client, "artifact.unpin", protocol.ArtifactParams(artifact=args.artifact))
+
+
+def _act(args: argparse.Namespace, client: Client, method: str, params: protocol.Params) -> int:
+    if args.json:
+        say_json(client.raw(method, params))
     else:
-        raise OSError(f"{printable(member.name)} is neither a file nor a directory nor a link")
-
-
-def _place(name: str, directory: Path) -> Path:
-    """Where a member goes; the directories on the way are made, and none of them is a link."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or not parts:
-        raise OSError(f"{printable(name)} leads out of it")
-    for part in parts[:-1]:
-        directory = directory / part
-        if directory.is_symlink():
-            raise OSError(f"{printable(name)} leads through a link")
-        directory.mkdir(exist_ok=True)
-    return directory / parts[-1]
+        say(printable(client.call(method, params, protocol.Ok).message))
+    return OK
 
 
 _ACTIONS: Actions = {
     "list": (_list, "artifacts, newest first"),
     "show": (_show, "one artifact and its files"),
     "get": (_get, "fetch an artifact as a .tar.zst file, or extract it"),
+    "verify": (_verify, "read one artifact, or all, and compare with what was built"),
+    "pin": (_pin, "keep an artifact, whatever the limits of the cache say"),
+    "unpin": (_unpin, "let an artifact be collected again"),
 }
 
 
@@ -194,8 +189,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--limit", "-n", type=int, default=100, metavar="N", help="at most N (default 100)")
         else:
             action.add_argument(
-                "artifact", metavar="ARTIFACT", help="output id or build id, a prefix of one, or NAME[@VERSION]"
+                "artifact",
+                metavar="ARTIFACT",
+                nargs="?" if name == "verify" else None,
+                help="output id or build id, a prefix of one, or NAME[@VERSION]",
             )
+        if name == "pin":
+            action.add_argument("--note", metavar="TEXT", help="why it is to be kept")
         if name == "get":
             where = action.add_mutually_exclusive_group()
             where.add_argument(
@@ -213,6 +213,8 @@ VERBS = {
         _arguments,
         "  buildctl artifacts list zlib\n"
         "  buildctl artifacts get zlib@1.3.1 -o /tmp\n"
-        "  buildctl artifacts get zlib --extract ./prefix",
+        "  buildctl artifacts get zlib --extract ./prefix\n"
+        "  buildctl artifacts pin zlib@1.3.1 --note 'shipped to customers'\n"
+        "  buildctl artifacts verify",
     )
 }

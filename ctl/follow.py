@@ -20,7 +20,8 @@ INTERVAL_S = 0.2
 """Least time between two requests of one kind, and between two drawings."""
 POLL_S = 30.0
 ENDINGS = tuple(
-    f"package_{how}" for how in ("completed", "failed", "skipped", "blocked", "ignored", "cancelled", "interrupted")
+    f"package_{how}"
+    for how in ("completed", "failed", "skipped", "blocked", "ignored", "cancelled", "interrupted", "retry")
 )
 """Events after which a package does not run."""
 EARLY = ("initialized", "discovering")
@@ -132,15 +133,16 @@ def newest_event(client: Client) -> int:
     return client.call("events.poll", protocol.PollParams(after=-1), protocol.PollResult).next
 
 
-def run_view(client: Client, run: str, *, live: bool = False) -> protocol.RunView:
-    """A run with all its packages; `live` with the last line of output of those that are running."""
-    return client.call("run.status", protocol.RunStatusParams(run=run, live=live), protocol.RunView)
+def run_view(client: Client, run: str, *, states: tuple[protocol.PackageState, ...] = ()) -> protocol.RunView:
+    """A run with all its packages, or those in some states."""
+    return client.call("run.status", protocol.RunStatusParams(run=run, states=states), protocol.RunView)
 
 
 def follow(
     client: Client, run: str, after: int, view: View, *, timeout: float | None = None
 ) -> protocol.RunView | None:
-    """Show a run's events after number `after` until it ends, and return it; None when `timeout` is over first.
+    """Show a run's events after number `after` until it ends; the run without its packages, or None when `timeout`
+    is over first.
 
     A daemon that is restarted meanwhile is waited for. Raises CtlError, and whatever interrupts it.
     """
@@ -149,7 +151,7 @@ def follow(
     try:
         while True:
             try:
-                return run_view(client, run) if follower.until_end() else None
+                return follower.until_end()
             except Gone:
                 view.close()
                 note("buildctl: the daemon went away; waiting for it to come back, the run goes on then")
@@ -175,16 +177,22 @@ class _Follower:
         self._due: dict[str, float] = {}
         """When a method may be asked again."""
 
-    def until_end(self) -> bool:
-        """True when the run has ended and all its events are shown; False at the deadline. Raises Gone."""
+    def until_end(self) -> protocol.RunView | None:
+        """The run when it has ended and all its events are shown; None at the deadline. Raises Gone."""
         self._sent.clear()
         self._due.clear()
-        self._progress.update(run_view(self._client, self._run, live="run.status" in self._view.wants))
+        self._progress.update(
+            self._client.call(
+                "run.status",
+                protocol.RunStatusParams(run=self._run, live="run.status" in self._view.wants, states=("running",)),
+                protocol.RunView,
+            )
+        )
         next_drawing = 0.0
         while True:
             now = time.monotonic()
             if self._deadline is not None and now >= self._deadline:
-                return False
+                return None
             self._ask(now)
             if now >= next_drawing:
                 self._view.draw(self._progress)
@@ -192,11 +200,12 @@ class _Follower:
             request = self._client.first_of(self._sent, next_drawing - now)
             if request is not None:
                 method, _ = self._sent.pop(request)
-                if self._answered(request, method):
+                ended = self._answered(request, method)
+                if ended is not None:
                     self._progress.clones = ()
                     self._rest_of_events()
                     self._view.draw(self._progress)
-                    return True
+                    return ended
             for method, overdue in self._sent.values():
                 if now > overdue:
                     raise self._client.no_answer(method, POLL_S + QUICK_S)
@@ -218,25 +227,26 @@ class _Follower:
     def _params(self, method: str, now: float) -> protocol.Params:
         poll_s = POLL_S if self._deadline is None else min(POLL_S, self._deadline - now)
         if method == "run.wait":
-            return protocol.WaitParams(run=self._run, timeout=poll_s)
+            return protocol.WaitParams(run=self._run, timeout=poll_s, packages=False)
         if method == "events.poll":
             return protocol.PollParams(after=self._after, run=self._run, timeout=poll_s)
         if method == "run.status":
             return protocol.RunStatusParams(run=self._run, live=True, states=("running",))
         return protocol.Empty()
 
-    def _answered(self, request: int, method: str) -> bool:
-        """Take in an answer; True when it says that the run has ended."""
+    def _answered(self, request: int, method: str) -> protocol.RunView | None:
+        """Take in an answer; the run when it says that it has ended."""
         take = self._client.take
         if method == "run.wait":
-            return take(request, protocol.WaitResult, method).finished
+            answer = take(request, protocol.WaitResult, method)
+            return answer.run if answer.finished else None
         if method == "events.poll":
             self._show(take(request, protocol.PollResult, method))
         elif method == "run.status":
             self._progress.update(take(request, protocol.RunView, method))
         else:
             self._progress.clones = take(request, protocol.DaemonStatus, method).clones
-        return False
+        return None
 
     def _show(self, page: protocol.PollResult) -> None:
         progress = self._progress

@@ -20,6 +20,10 @@ def ending(event: Event, progress: Progress) -> tuple[str, str] | None:
     if event.package is None or event.kind not in ENDINGS:
         return None
     state = event.kind.removeprefix("package_")
+    if state == "retry":
+        again = f"attempt {event.data.get('attempt')} follows in {duration(event.data.get('delay_s'))}"
+        why = [str(event.data[key]) for key in ("reason", "message") if event.data.get(key)]
+        return state, printable(f"{progress.title(event.package)} {': '.join([again, *why])}")
     if state == "completed":
         state = str(event.data.get("state", "success"))
     text = f"{progress.title(event.package)} {state}"
@@ -48,6 +52,8 @@ class Lines:
         end = ending(event, progress)
         if end is not None:
             return f"{MARKS.get(end[0], ' ')} {end[1]}"
+        if event.kind == "packages_skipped":
+            return printable(f"{MARKS['skipped']} {event.data.get('count')} packages: {event.data.get('message')}")
         if event.kind == "run_state":
             return printable(f"run {progress.where()}")
         if event.package is not None and event.kind == "package_started":

@@ -12,27 +12,37 @@ from ctl.output import note, say, say_json, say_lines
 from ctl.target import absolute
 from ctl.text import plural, printable, table
 from ctl.verbs import Verb
+from ctl.why import decision_options
 
 
 def _plan(args: argparse.Namespace) -> int:
     with connect(args) as client:
         if args.json:
-            say_json(client.raw("run.plan", _params(args.targets, refresh=not args.no_refresh), timeout=None))
+            say_json(client.raw("run.plan", _params(args), timeout=None))
             return OK
-        result = fetch_plan(client, args.targets, refresh=not args.no_refresh)
+        result = client.call("run.plan", _params(args), protocol.PlanResult, timeout=None)
     say_lines(dot(result) if args.dot else waves(result))
     if not args.dot:
-        note(f"{plural(len(result.packages), 'package')} in {plural(result.waves, 'wave')}")
+        built = sum(p.verdict is not None and p.verdict.state == "build" for p in result.packages)
+        more = f", {built} to be built" if args.why else ""
+        note(f"{plural(len(result.packages), 'package')} in {plural(result.waves, 'wave')}{more}")
     return OK
 
 
-def _params(targets: Sequence[str], *, refresh: bool) -> protocol.PlanParams:
-    return protocol.PlanParams(targets=tuple(absolute(target) for target in targets), refresh=refresh)
+def _params(args: argparse.Namespace) -> protocol.PlanParams:
+    return protocol.PlanParams(
+        targets=tuple(absolute(target) for target in args.targets),
+        refresh=not args.no_refresh,
+        worktree=args.worktree,
+        strategy=args.strategy,
+        why=args.why,
+    )
 
 
 def fetch_plan(client: Client, targets: Sequence[str], *, refresh: bool) -> protocol.PlanResult:
     """The plan; may take as long as a clone does."""
-    return client.call("run.plan", _params(targets, refresh=refresh), protocol.PlanResult, timeout=None)
+    params = protocol.PlanParams(targets=tuple(absolute(target) for target in targets), refresh=refresh)
+    return client.call("run.plan", params, protocol.PlanResult, timeout=None)
 
 
 def waves(plan: protocol.PlanResult) -> list[str]:
@@ -46,16 +56,29 @@ def waves(plan: protocol.PlanResult) -> list[str]:
         for package in packages:
             line = f"  {package.name} {package.version}"
             line += f"  <- {' '.join(package.depends)}" if package.depends else ""
-            line += f"  (ignored: {package.ignore})" if package.ignore else ""
+            if package.ignore:
+                line += f"  (ignored: {package.ignore})"
+            elif package.verdict is not None:
+                line += f"  ({_verdict(package.verdict)})"
             lines.append(printable(line))
     return lines
+
+
+def _verdict(verdict: protocol.PackageVerdict) -> str:
+    """Whether it would be built, and the first cause."""
+    causes = [cause.message for cause in verdict.causes]
+    if verdict.state == "up_to_date":
+        return "up to date"
+    more = f" and {len(causes) - 1} more" if len(causes) > 1 else ""
+    return f"{verdict.state}: {causes[0]}{more}" if causes else verdict.state
 
 
 def dot(plan: protocol.PlanResult) -> list[str]:
     """The plan as a Graphviz digraph: an edge from each package to what it depends on."""
     lines = ["digraph plan {", "  rankdir=LR;", "  node [shape=box];"]
     for package in plan.packages:
-        style = ", style=dashed" if package.ignore else ""
+        built = package.verdict is not None and package.verdict.state == "build"
+        style = ", style=dashed" if package.ignore else ", style=bold" if built else ""
         lines.append(f"  {_quoted(package.name)} [label={_quoted(f'{package.name} {package.version}')}{style}];")
     for package in plan.packages:
         lines += [f"  {_quoted(package.name)} -> {_quoted(name)};" for name in package.depends]
@@ -81,6 +104,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--waves", action="store_true", help="print waves as text (default)")
     form.add_argument("--json", action="store_true", help="print the answer of run.plan")
     form.add_argument("--dot", action="store_true", help="print a Graphviz digraph")
+    parser.add_argument("--why", action="store_true", help="say of each package whether it would be built, and why")
+    decision_options(parser)
     parser.add_argument("--no-refresh", action="store_true", help="plan from the clone as it is")
 
 
@@ -88,6 +113,6 @@ VERBS = {
     "plan": Verb(
         _plan,
         _arguments,
-        "  buildctl plan .\n  buildctl plan . --dot | dot -Tsvg -o plan.svg\n  buildctl plan things//libthing --json",
+        "  buildctl plan .\n  buildctl plan . --dot | dot -Tsvg -o plan.svg\n  buildctl plan . --why --worktree",
     )
 }

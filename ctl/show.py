@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from buildd import protocol
 from buildd.protocol import BuildRecord
@@ -119,7 +120,12 @@ def _history(args: argparse.Namespace) -> int:
         if args.json:
             say_json(client.raw("build.list", params))
             return OK
-        builds = client.call("build.list", params, protocol.BuildList).builds
+        print_builds(client.call("build.list", params, protocol.BuildList).builds)
+    return OK
+
+
+def print_builds(builds: Sequence[BuildRecord]) -> None:
+    """A table of builds."""
     rows = [
         (
             build.id[:8],
@@ -136,7 +142,6 @@ def _history(args: argparse.Namespace) -> int:
     ]
     header = ("BUILD", "PACKAGE", "VERSION", "STATE", "REASON", "STARTED", "TIME", "MEMORY", "OUTPUT")
     say_lines(table(header, rows, right=(6, 7)))
-    return OK
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 
 from buildd import protocol
 from ctl.client import Client, connect
@@ -12,10 +13,13 @@ from ctl.failure import FAILED, INTERRUPTED, OK, TIMED_OUT, CtlError
 from ctl.follow import Silent, View, follow, newest_event, run_view
 from ctl.lines import Lines
 from ctl.output import note, say, say_json
-from ctl.summary import exit_code, print_summary
+from ctl.summary import EVENTFUL, MAX_ROWS, exit_code, print_summary
 from ctl.target import absolute
 from ctl.text import duration, printable
 from ctl.verbs import Verb, seconds
+
+AT_ONCE_S = 0.25
+"""A run in which nothing has to be built ends sooner, and then one answer tells all."""
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -26,17 +30,22 @@ def _start(args: argparse.Namespace) -> int:
         fetch_only=args.fetch_only,
         refresh=not args.no_refresh,
         priority=args.priority,
+        force_packages=tuple(args.force_package),
+        strategy=args.strategy,
+        max_retries=args.max_retries,
+        worktree=args.worktree,
+        wait=AT_ONCE_S if args.wait else 0.0,
     )
-    view = _view(args) if args.wait else Silent()
     with connect(args) as client:
-        after = newest_event(client) if view.wants else 0
         try:
             started = client.call("run.start", params, protocol.StartResult)
         except KeyboardInterrupt:
             note("buildctl: interrupted before the daemon confirmed; `buildctl list` shows whether it started")
             return INTERRUPTED
+        if started.run is not None and started.run.stats.total > MAX_ROWS:  # it has ended: there is nothing to follow
+            return _summarise(client, started.run, args)
         if args.wait:
-            return _watch(client, started.id, started.number, after, view, args, timeout=None)
+            return watch(client, started, args, _summarise)
     if args.json:
         say_json(started)
     elif args.quiet:
@@ -48,11 +57,11 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _wait(args: argparse.Namespace) -> int:
-    view = _view(args)
     with connect(args) as client:
-        after = newest_event(client) if view.wants else 0
+        after = newest_event(client)
         run = client.call("run.status", protocol.RunStatusParams(run=args.run, packages=False), protocol.RunView)
-        return _watch(client, run.id, run.number, after, view, args, timeout=args.wait_timeout)
+        found = protocol.StartResult(id=run.id, number=run.number, event=after)
+        return watch(client, found, args, _summarise, timeout=args.wait_timeout)
 
 
 def _cancel(args: argparse.Namespace) -> int:
@@ -73,31 +82,27 @@ def _view(args: argparse.Namespace) -> View:
     return Drawing(stream) if can_draw(stream) else Lines(stream)
 
 
-def _watch(
+def watch(
     client: Client,
-    run: str,
-    number: int,
-    after: int,
-    view: View,
+    started: protocol.StartResult,
     args: argparse.Namespace,
+    finish: Callable[[Client, protocol.RunView, argparse.Namespace], int],
     *,
-    timeout: float | None,
+    timeout: float | None = None,
 ) -> int:
-    """Follow to the end and print it. Interrupts and closed pipes end the watching, never the run."""
+    """Follow a run to its end, then `finish`. Interrupts and closed pipes end the watching, never the run."""
+    run, number = started.id, started.number
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        ended = follow(client, run, after, view, timeout=timeout)
+        ended = follow(client, run, started.event, _view(args), timeout=timeout)
         if ended is None:
             note(f"buildctl: run {number} has not ended within {duration(timeout)}; it goes on")
             if args.json:
                 say_json(run_view(client, run))
             return TIMED_OUT
-        if args.json:
-            say_json(ended)
-        else:
-            print_summary(client, ended, quiet=args.quiet)
+        code = finish(client, ended, args)
         sys.stdout.flush()
-        return exit_code(ended)
+        return code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut this short
         note(
@@ -116,6 +121,20 @@ def _watch(
         signal.signal(signal.SIGTERM, previous)
 
 
+def _summarise(client: Client, run: protocol.RunView, args: argparse.Namespace) -> int:
+    """Print a run that has ended; of `run` only what is the same without its packages is looked at."""
+    stats, shown = run.stats, run
+    if args.json or stats.total <= MAX_ROWS:
+        shown = run_view(client, run.id)
+    elif stats.skipped + stats.ignored < stats.total:
+        shown = run_view(client, run.id, states=EVENTFUL)
+    if args.json:
+        say_json(shown)
+    else:
+        print_summary(client, shown, quiet=args.quiet)
+    return exit_code(shown)
+
+
 def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "targets",
@@ -130,6 +149,30 @@ def _start_arguments(parser: argparse.ArgumentParser) -> None:
     )
     failing.add_argument("--fail-fast", action="store_true", help="cancel the rest after the first failure")
     parser.add_argument("--force", "-f", action="store_true", help="build even what has a result already")
+    parser.add_argument(
+        "--force-package",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="build this package even when it has a result already; may be repeated",
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=("none", "conservative", "aggressive"),
+        metavar="STRATEGY",
+        help="which earlier results are used (default: as configured)",
+    )
+    parser.add_argument(
+        "--max-retries",
+        type=int,
+        metavar="N",
+        help="further attempts after failures that may pass (default: as configured)",
+    )
+    parser.add_argument(
+        "--worktree",
+        action="store_true",
+        help="build local repositories as their files are now, uncommitted changes included",
+    )
     parser.add_argument("--fetch-only", action="store_true", help="fetch and verify sources, build nothing")
     parser.add_argument("--no-refresh", action="store_true", help="plan from the clone as it is")
     parser.add_argument("--priority", type=int, default=0, metavar="N", help="higher goes first (default 0)")

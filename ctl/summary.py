@@ -20,6 +20,8 @@ MAX_ROWS = 50
 """Rows of the table before packages without news are left out."""
 LONG_BYTES = 16 * 1024
 """Enough of a log's end to hold its last lines."""
+EVENTFUL: tuple[protocol.PackageState, ...] = ("success", "failed", "blocked", "cancelled")
+"""States of packages that the summary of a large run asks for."""
 UNEVENTFUL = ("success", "skipped", "ignored")
 
 
@@ -41,6 +43,12 @@ def took(run: protocol.RunView) -> str:
     return f" in {duration(run.completed_at - run.started_at)}"
 
 
+def ending(run: protocol.RunView) -> str:
+    """`run 7 completed in 1.2s: 3 packages = 3 success`."""
+    state = paint(run.state, STATE_COLOURS.get(run.state))
+    return f"run {run.number} {state}{took(run)}: {counts(run.stats)}"
+
+
 def print_summary(client: Client, run: protocol.RunView, *, quiet: bool = False) -> None:
     """What a person wants to know when a run has ended. `quiet` leaves out all but failures."""
     if not quiet and run.packages:
@@ -58,8 +66,7 @@ def print_summary(client: Client, run: protocol.RunView, *, quiet: bool = False)
             say(f"  {printable(run.hint)}")
     if quiet and exit_code(run) == 0:
         return
-    state = paint(run.state, STATE_COLOURS.get(run.state))
-    say(f"run {run.number} {state}{took(run)}: {counts(run.stats)}")
+    say(ending(run))
     if not quiet:
         _print_places(client, run)
 
@@ -72,6 +79,7 @@ def print_packages(
     shown = run.packages
     if limit is not None and len(shown) > limit:
         shown = tuple(package for package in shown if package.state not in UNEVENTFUL)
+    total = max(run.stats.total, len(run.packages))
     rows = [
         (
             package.name,
@@ -94,8 +102,8 @@ def print_packages(
         say(f"{mark} {clip(line, width)}")
         if package.message and package.state in ("blocked", "ignored"):
             say(f"    {clip(printable(package.message), width)}")
-    if len(shown) < len(run.packages):
-        say(f"  {len(run.packages) - len(shown)} more without trouble: buildctl show {run.number}")
+    if len(shown) < total:
+        say(f"  {total - len(shown)} more without trouble: buildctl show {run.number}")
 
 
 def print_failure(client: Client, package: protocol.RunPackage) -> None:
@@ -122,6 +130,8 @@ def log_end(client: Client, build: str) -> list[str]:
 
 def artifact_sizes(client: Client, run: protocol.RunView) -> dict[str, int]:
     """Bytes by output id and by path of the newest artifacts; a table is as good without."""
+    if not any(package.artifact for package in run.packages):
+        return {}
     params = protocol.ArtifactListParams(limit=max(100, 2 * len(run.packages)))
     try:
         found = client.call("artifact.list", params, protocol.ArtifactList).artifacts

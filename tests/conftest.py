@@ -10,7 +10,17 @@ import pytest
 
 pytest.register_assert_rewrite("harness")
 
-from harness import BACKENDS, Daemon, GitServer, RecipeRepository, booted, served, unbooted  # noqa: E402
+from harness import (  # noqa: E402
+    BACKENDS,
+    Daemon,
+    GitServer,
+    RecipeRepository,
+    Workspace,
+    booted,
+    served,
+    unbooted,
+    until,
+)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -33,7 +43,7 @@ def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
     yield shared_daemon
     shared_daemon.check_log()
     assert shared_daemon.build_processes() == []
-    assert shared_daemon.work_directories() == []
+    until(lambda: not shared_daemon.work_directories(), "no directory of a build is left")  # they go after its end
 
 
 @pytest.fixture
@@ -54,6 +64,12 @@ def boot() -> Iterator[Callable[..., Daemon]]:
 def repository(tmp_path: Path) -> RecipeRepository:
     """An empty git repository for recipes."""
     return RecipeRepository(tmp_path / "workspace")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, request: pytest.FixtureRequest) -> Workspace:
+    """An empty git repository for packages that a daemon takes for no other test's."""
+    return Workspace(tmp_path / "workspace", mark=request.node.name)
 
 
 @pytest.fixture

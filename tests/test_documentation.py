@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -31,6 +32,7 @@ from buildd.execute.build import SOURCE_DATE_EPOCH, _Builder
 from buildd.planner import states
 from buildd.recipes import native, presets
 from ctl import verbs
+from ctl.failure import CtlError
 
 ROOT = Path(__file__).parent.parent
 MAN = ROOT / "man"
@@ -432,9 +434,8 @@ def recipes_shown() -> list[str]:
 
 @pytest.mark.parametrize("recipe", recipes_shown())
 def test_recipes_that_are_shown_are_accepted(recipe: str) -> None:
-    origin = native.Origin(repository="/r", store="/r/.git", commit=None)
-    found = native.discover(AnyTree(recipe), origin)
-    assert {package.name for package in found} == set(tomllib.loads(recipe)["package"])
+    found = native.discover(AnyTree(recipe), native.Origin(repository="/r", store="/r/.git"))
+    assert {package.name for package in found["buildd.toml"]} == set(tomllib.loads(recipe)["package"])
 
 
 # --- buildctl(1) and buildd(8) ----------------------------------------------------------------------------
@@ -492,6 +493,27 @@ def test_options_of_all_verbs_are_documented() -> None:
     verbs.connection_options(common)
     same(items(sections(page("buildctl.1"), "Ss")["Options of all verbs"], "Fl"), ["-socket", "-timeout", "h"])
     assert options_of(common) == {"--socket", "--timeout", "--help"}
+
+
+def commands_shown() -> list[str]:
+    """What follows `buildctl` wherever a command is shown: in the README, the pages and the help of the verbs."""
+    texts = [(ROOT / "README.md").read_text()]
+    for name in PAGES:
+        texts += [*displays(page(name)), *re.findall(r"^\.Dl (.*)$", page(name).replace("\\&", ""), re.MULTILINE)]
+    texts += [importlib.import_module(module).VERBS[name].examples for name, (module, _) in verbs.MODULES.items()]
+    return [
+        command.strip()
+        for text in texts
+        for command in re.findall(r"(?:^ *|\$ |\$\(|&& )buildctl ([^\n#&|>)]*)", text, flags=re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(commands_shown()))
+def test_commands_that_are_shown_are_understood(command: str) -> None:
+    try:
+        verbs.parse(shlex.split(command))
+    except (SystemExit, CtlError) as error:
+        pytest.fail(f"buildctl {command}: {error}")
 
 
 def test_every_exit_code_of_the_client_is_documented() -> None:

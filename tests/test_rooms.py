@@ -25,7 +25,7 @@ FLOORS = [  # from top to bottom
 ]
 DOORS = {
     "zmq": "buildd/control/socket.py",
-    "sqlite3": "buildd/store/database.py",
+    "sqlite3": "buildd/store/sqlite.py",
     "subprocess": "buildd/process.py",
     "multiprocessing": None,
     "asyncio": None,

@@ -11,28 +11,33 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
 import trio
 
 from buildd.config import Config
+from buildd.engine.assess import Assessment, Assessor
+from buildd.engine.outset import Outset, Preparer
 from buildd.engine.pool import WorkerPool
-from buildd.engine.prepare import Plan, Planner
+from buildd.engine.prepare import Places, Plan, Planner
 from buildd.engine.progress import FINAL, PackageRun, Progress
 from buildd.engine.recovery import close_interrupted, restore
 from buildd.engine.release import collect_release
+from buildd.engine.reports import Reports
+from buildd.engine.rosters import Rosters, roster_entry
 from buildd.engine.run import Run, note_build
 from buildd.engine.targets import parse_target, without_credentials
-from buildd.engine.views import package_view, run_view
+from buildd.engine.uptodate import Lineage, Settled
+from buildd.engine.views import package_view, roster_view, run_view
 from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodable
 from buildd.execute.build import BuildTools
-from buildd.model import BuildRecord, PackageState, Stats
-from buildd.planner.graph import topological_order, urgency, waves
+from buildd.model import BuildRecord, PackageState, Stats, Strategy
+from buildd.planner.graph import urgency, waves
 from buildd.planner.states import (
     Building,
     Cancelled,
@@ -47,20 +52,23 @@ from buildd.planner.states import (
     resumed,
 )
 from buildd.protocol import RunPackage, RunView, StartParams
+from buildd.repos.trees import GitStore
 from buildd.store.database import Commit, DatabaseError, Statement
 from buildd.store.journal import Journal
 from buildd.store.runs import (
     KnownResult,
     RunRecord,
     RunStore,
+    insert_build,
     insert_run,
-    save_packages,
-    save_plan,
+    save_places,
     update_run,
 )
 
 log = structlog.get_logger()
 
+TOUCH_EVERY_S = 3600.0
+"""Artifacts of packages that stay up to date are noted as used this often; the collector's order is no finer."""
 CANCEL_GRACE_S = 1.0
 """Seconds between SIGTERM and SIGKILL when a person cancels: they are watching."""
 
@@ -74,22 +82,25 @@ class Engine:
         store: RunStore,
         planner: Planner,
         tools: BuildTools,
-        environment: Callable[[], str],
+        assessor: Assessor,
     ) -> None:
-        """`environment` gives the id of the root file system that builds see, under the present strategy."""
         self._config = config
         self._journal = journal
         self._store = store
         self._planner = planner
         self._tools = tools
+        self._assessor = assessor
         self._runs: dict[str, Run] = {}
         self._by_number: dict[int, Run] = {}
+        self._unwritten: dict[str, Run] = {}
+        """Runs that have ended while the database was in trouble: only memory knows how."""
         self._next_number = store.next_number()
         self._drained_for_good = False
         self._nursery: trio.Nursery | None = None
-        self._pool = WorkerPool(
-            self, config=config, journal=journal, tools=tools, environment=environment, find=self._by_number.get
-        )
+        self._reports = Reports(journal)
+        self._rosters = Rosters()
+        self._preparer = Preparer(planner, assessor, store)
+        self._pool = WorkerPool(self, config=config, reports=self._reports, tools=tools, find=self._by_number.get)
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -105,11 +116,14 @@ class Engine:
         """Close the builds of an earlier life and go on with its runs."""
         await close_interrupted(self._store, self._journal, self._tools.logs)
         for record in await self._store.unfinished():
+            kept = await self._store.places(record.id)
             run = Run(
-                msgspec.structs.replace(record, state=resumed(record.state)), plan=await self._store.plan(record.id)
+                msgspec.structs.replace(record, state=resumed(record.state)),
+                places=msgspec.json.decode(kept, type=Places) if kept is not None else None,
             )
+            run.resumed = True
             self._admit(run)
-            self._record_state(run, before=name_of(record.state), data={"resumed": True})
+            self._reports.state(run, before=name_of(record.state), data={"resumed": True})
             log.info("run resumed", run=run.id, number=record.number)
 
     def _admit(self, run: Run) -> None:
@@ -120,7 +134,7 @@ class Engine:
 
     # --- what the control plane asks ----------------------------------------------------------------------
 
-    async def start(self, params: StartParams, requested_by: str) -> RunRecord:
+    async def start(self, params: StartParams, requested_by: str) -> Run:
         """Accept a run; returns once it is on disk. Raises InvalidInput, Refused, DatabaseError."""
         if not params.targets:
             raise InvalidInput("no target was named", hint="write REPO[@REV][//PACKAGE]")
@@ -130,7 +144,13 @@ class Engine:
             raise Refused(f"the daemon takes no new runs: {self._pool.draining}", hint="`buildctl resume`")
         for text in params.targets:
             parse_target(text)
-        request = msgspec.structs.replace(params, targets=tuple(without_credentials(t) for t in params.targets))
+        if params.max_retries is not None and params.max_retries < 0:
+            raise InvalidInput(f"max_retries = {params.max_retries} is less than none", hint="0 tries each build once")
+        if params.verify and (params.force or params.force_packages or params.fetch_only):
+            raise InvalidInput("a run that verifies can neither force packages nor fetch only")
+        request = msgspec.structs.replace(
+            params, targets=tuple(without_credentials(t) for t in params.targets), wait=0.0
+        )
         record = RunRecord(
             id=str(uuid.uuid4()),
             number=self._next_number,
@@ -145,20 +165,32 @@ class Engine:
             run=record.id,
             data={"from": None, "to": "initialized", "number": record.number, "targets": list(request.targets)},
             statements=[insert_run(record)],
+            keep=False,
         )
         await commit.wait()
-        self._admit(Run(record, targets=params.targets))
-        return record
+        run = Run(record, targets=params.targets)
+        self._admit(run)
+        return run
 
-    async def plan(self, targets: Sequence[str], *, refresh: bool) -> tuple[Plan, dict[str, int]]:
-        """What these targets would build, and the wave of each package."""
+    async def plan(self, targets: Sequence[str], *, refresh: bool, worktree: bool = False) -> Plan:
+        """What these targets would consider."""
+        async with AsyncExitStack() as held:
+            return await self._plan(targets, held, refresh=refresh, worktree=worktree)
+
+    async def assess(
+        self, targets: Sequence[str], *, refresh: bool, worktree: bool = False, strategy: Strategy | None = None
+    ) -> Assessment:
+        """What these targets would build now, and what decides it."""
+        async with AsyncExitStack() as held:
+            plan = await self._plan(targets, held, refresh=refresh, worktree=worktree)
+            return await self._assessor.assess(plan, self._assessor.rules(plan, strategy))
+
+    async def _plan(self, targets: Sequence[str], held: AsyncExitStack, *, refresh: bool, worktree: bool) -> Plan:
         parsed = [parse_target(text) for text in targets]
         if not parsed:
             raise InvalidInput("no target was named", hint="write REPO[@REV][//PACKAGE]")
-        async with AsyncExitStack() as held:
-            located = await self._planner.locate(parsed, refresh=refresh, held=held)
-            plan = await self._planner.plan(parsed, located, refresh=refresh, held=held)
-        return plan, waves(plan.graph, [p.name for p in plan.packages])
+        located = await self._planner.locate(parsed, refresh=refresh, held=held, worktree=worktree)
+        return await self._planner.plan(parsed, located, refresh=refresh, held=held)
 
     async def cancel(self, run: Run, package: str | None, by: str) -> str:
         """Cancel a run or one of its packages; says what was done once the wish is on disk.
@@ -172,8 +204,8 @@ class Engine:
         if package is not None:
             return await self._cancel_package(run, package, by)
         run.record = msgspec.structs.replace(run.record, cancelled_by=run.record.cancelled_by or by)
-        commit = self._record_wish(run, by)
-        if run.plan is None:  # one that was resumed has a plan, and soon knows again what it had built
+        commit = self._reports.cancel_requested(run, by)
+        if run.places is None or not run.resumed:  # else it soon knows again what it had built
             run.preparing.cancel()
         self._cancel_rest(run, f"cancelled by {by}")
         await commit.wait()
@@ -181,31 +213,24 @@ class Engine:
 
     async def _cancel_package(self, run: Run, name: str, by: str) -> str:
         package = run.progress.packages.get(name) if run.progress is not None else None
+        if run.progress is not None and name in run.progress.settled:
+            raise Refused(f"package {name} is skipped already")
         if package is None:
             raise NotFound(f"run {run.record.number} has no package {name}", hint="`buildctl show` lists them")
         if package.state in FINAL:
             raise Refused(f"package {name} is {package.state} already")
         message = f"cancelled by {by}"
         run.record = msgspec.structs.replace(run.record, cancelled={**run.record.cancelled, name: message})
-        commit = self._record_wish(run, by, package=name)
+        commit = self._reports.cancel_requested(run, by, package=name)
         if package.state == "running":
             self._stop_build(run, name, message)
+            self._after_change(run)
             answer = f"the build of {name} is being cancelled"
         else:
             self.settle_package(run, name, "cancelled", reason="cancelled", message=message)
             answer = f"{name} is cancelled"
         await commit.wait()
         return answer
-
-    def _record_wish(self, run: Run, by: str, *, package: str | None = None) -> Commit:
-        """Record that somebody wants a run or package cancelled: a restart finishes what was begun."""
-        return self._journal.emit(
-            "run_cancel_requested",
-            run=run.id,
-            package=package,
-            data={"by": by},
-            statements=[update_run(run.record)],
-        )
 
     def dispatch(self) -> None:
         """Start what may start, after the configuration has changed."""
@@ -234,8 +259,8 @@ class Engine:
         self._pool.stopping = True
         for run in self._runs.values():
             run.preparing.cancel()
-            for control in run.builds.values():
-                control.cancel("interrupted", "the daemon was stopped; it will be built again", grace=grace)
+        for active in self._pool.active:
+            active.control.cancel("interrupted", "the daemon was stopped; it will be built again", grace=grace)
         await self.wait_idle()
 
     async def wait_idle(self) -> None:
@@ -243,16 +268,26 @@ class Engine:
         await self._pool.wait_idle()
 
     def find(self, text: str) -> Run | None:
-        """The unfinished run with this id or number; None when there is none."""
+        """The run with this id or number that has not ended, or whose end is not on disk; None when there is none."""
         if text.isascii() and text.isdigit() and len(text) < 12:
-            return self._by_number.get(int(text))
-        return self._runs.get(text)
+            number = int(text)
+            unwritten = (run for run in self._unwritten.values() if run.record.number == number)
+            return self._by_number.get(number) or next(unwritten, None)
+        return self._runs.get(text) or self._unwritten.get(text)
 
-    def view(self, run: Run, *, packages: bool = True, live: bool = False) -> RunView:
+    def view(
+        self, run: Run, *, packages: bool = True, live: bool = False, states: Collection[PackageState] = ()
+    ) -> RunView:
+        """What readers see of a run, with all its packages or those in some `states`."""
         shown: list[RunPackage] = []
         if packages and run.progress is not None:
             tail = self._tail if live else None
-            shown = [package_view(p, live=tail) for p in run.progress.packages.values()]
+            shown = [
+                package_view(p, live=tail) for p in run.progress.packages.values() if not states or p.state in states
+            ]
+            if not states or "skipped" in states:
+                settled = map(roster_entry, run.progress.settled.values())
+                shown += roster_view(settled, self._tools.artifacts.directory)
         return run_view(run.record, run.progress, shown)
 
     def _tail(self, build: str) -> tuple[str, int]:
@@ -273,9 +308,55 @@ class Engine:
 
     def check(self) -> None:
         """Raise AssertionError when an invariant is broken: then systemd's watchdog hears nothing more."""
-        running = sum(len(run.builds) for run in self._runs.values())
-        if running != self._pool.busy:
-            raise AssertionError(f"{self._pool.busy} workers are busy, and {running} builds running")
+        running = {active.build.id for run in self._runs.values() for active in run.builds.values()}
+        if len(running) != self._pool.busy:
+            raise AssertionError(f"{self._pool.busy} workers are busy, and {len(running)} builds running")
+
+    # --- what others must know or tell --------------------------------------------------------------------
+
+    def in_use(self, output: str) -> bool:
+        """Whether an artifact may still be needed by an unfinished run."""
+        return any(run.uses(output) for run in self._runs.values())
+
+    def forget(self, outputs: Collection[str]) -> None:
+        """These artifacts are gone: nothing is answered with them any more."""
+        self._assessor.forget(outputs)
+
+    def renewed(self) -> list[Statement]:
+        """The database was begun anew: what it must know of unfinished runs and running builds."""
+        self._assessor.forget_all()
+        self._rosters.clear()
+        statements: list[Statement] = []
+        for run in self._runs.values():
+            statements += [insert_run(run.record), update_run(run.record)]
+            if run.places is not None:
+                statements.append(save_places(run.id, run.places))
+        return [*statements, *(insert_build(active.build, active.inputs) for active in self._pool.active)]
+
+    async def usable(self, output: str) -> bool:
+        """Verify an artifact before it is used; a damaged one is set aside."""
+        return await self._assessor.usable(output)
+
+    async def source_changed(self, run: Run, package: PackageRun) -> bool:
+        """Whether a directory is not any more what the package was built from. A commit never changes."""
+        assert run.plan is not None
+        origin = run.plan.origin(package.package)
+        if origin.directory is None:
+            return False
+        try:
+            now = await self._planner.look_again(origin)
+            tree = await trio.to_thread.run_sync(GitStore(Path(now.store)).subtree, now.tree, package.package.path)
+        except (BuilddError, OSError):
+            return True  # it does not hold still, or is gone
+        return tree != package.package.tree
+
+    def may_retry(self, run: Run, package: PackageRun) -> bool:
+        """Whether a package has another attempt after a failure that may pass."""
+        most = run.record.request.max_retries
+        if most is None:
+            most = self._config().retry.max_retries
+        name = package.package.name
+        return run.retries[name] < most and package.state == "running" and name not in run.record.cancelled
 
     @property
     def draining(self) -> str | None:
@@ -293,7 +374,7 @@ class Engine:
         try:
             async with run.held:
                 with run.preparing:
-                    if run.record.cancelled_by is None or run.plan is not None:
+                    if run.record.cancelled_by is None or run.places is not None:
                         await self._prepare(run)
                 if self._pool.stopping and run.progress is None:
                     return  # it begins anew at the next start
@@ -313,53 +394,27 @@ class Engine:
             )
 
     async def _prepare(self, run: Run) -> None:
-        """Discover and plan, or go on with the plan of an earlier life."""
-        request = run.record.request
+        """Discover, plan and find out what is up to date, or go on with the sources of an earlier life."""
         run.record = msgspec.structs.replace(run.record, started_at=run.record.started_at or time.time())
         self._move(run, Discovering())
-        statements: list[Statement] = []
-        if run.plan is not None and not await self._planner.hold(run.plan, run.held):
-            run.plan = None
-        resumed_plan = run.plan
-        if resumed_plan is not None:
-            self._move(run, Planning())
-            plan = Plan(packages=tuple(resumed_plan))
-        else:
-            targets = [parse_target(text) for text in run.targets]
-            located = await self._planner.locate(targets, refresh=request.refresh, held=run.held)
-            self._move(run, Planning())
-            plan = await self._planner.plan(targets, located, refresh=request.refresh, held=run.held)
-            statements.append(save_plan(run.id, plan.packages))
-        graph = plan.graph
-        order = topological_order(graph)
-        durations = await self._store.history(graph)
-        if not request.force and self._config().cache.strategy != "none":
-            run.results = await self._store.known_results(
-                graph,
-                latest_only=self._config().cache.strategy == "conservative",
-                repositories={p.repository for p in plan.packages},
-            )
-        earlier = await self._store.builds_of_run(run.id)
-        if resumed_plan is None:  # what failed may have been mended: it is built again
-            earlier = [build for build in earlier if build.state == "success" or build.reason == "interrupted"]
-        self._begin_building(run, plan, order, urgency(graph, order, durations), earlier, statements)
+        same_sources = await self._preparer.find_sources(run)
+        self._move(run, Planning())
+        self._begin_building(run, await self._preparer.prepare(run, same_sources=same_sources))
 
-    def _begin_building(
-        self,
-        run: Run,
-        plan: Plan,
-        order: Sequence[str],
-        urgent: dict[str, float],
-        earlier: Sequence[BuildRecord],
-        statements: list[Statement],
-    ) -> None:
-        graph = plan.graph
-        wave = waves(graph, order)
-        packages = {p.name: p for p in plan.packages}
-        run.progress = Progress(PackageRun(packages[n], graph[n], wave[n], urgent[n]) for n in order)
+    def _begin_building(self, run: Run, outset: Outset) -> None:
+        plan = outset.plan
+        order = run.standing.open
+        among = set(order)
+        graph = {name: tuple(d for d in plan.graph[name] if d in among) for name in order}
+        wave, urgent = waves(graph, order), urgency(graph, order, outset.durations)
+        run.progress = Progress(
+            (PackageRun(plan.packages[n], plan.graph[n], wave[n], urgent[n]) for n in order), run.standing.settled
+        )
         run.record = msgspec.structs.replace(run.record, waves=run.progress.waves)
-        self._move(run, Building(wave=min(1, run.progress.waves), waves=run.progress.waves), statements)
-        for name, state, reason, message in restore(run, earlier):
+        self._move(run, Building(wave=min(1, run.progress.waves), waves=run.progress.waves), outset.statements)
+        in_full = self._config().daemon.log_level == "debug"
+        self._reports.settled(run, run.standing.settled, in_full=in_full)
+        for name, state, reason, message in restore(run, outset.earlier):
             if run.progress.packages[name].state == "queued":
                 self.settle_package(run, name, state, reason=reason, message=message)
             if state == "failed" and not run.record.request.keep_going and run.record.failed_fast is None:
@@ -388,10 +443,10 @@ class Engine:
             return
         assert run.progress is not None
         self._move(run, Packaging())
-        if any(p.package.formats for p in run.progress.packages.values()):
-            await trio.to_thread.run_sync(
-                collect_release, self._release_dir(run), list(run.progress.packages.values()), self._tools.artifacts
-            )
+        if run.plan is not None and run.plan.packs:
+            made = [(p.package, p.output_id) for p in run.progress.packages.values() if p.output_id is not None]
+            made += [(entry.package, entry.output_id) for entry in run.progress.settled.values()]
+            await trio.to_thread.run_sync(collect_release, self._release_dir(run), made, self._tools.artifacts)
         if stats.failed:
             names = ", ".join(p.package.name for p in run.progress.in_state("failed")[:5])
             more = f" and {stats.failed - 5} more" if stats.failed > 5 else ""
@@ -412,38 +467,51 @@ class Engine:
         if run.progress is not None:
             for package in reversed(run.progress.in_state("queued")):
                 run.progress.move(package.package.name, "cancelled", reason="cancelled", message="the run ended")
-        packages = [package_view(p) for p in run.progress.packages.values()] if run.progress is not None else []
+        statements = await self._rosters.record(run)
         run.record = msgspec.structs.replace(
             run.record,
             completed_at=time.time(),
             stats=run.progress.stats() if run.progress is not None else Stats(),
         )
-        commit = self._move(run, state, [save_packages(run.id, packages)])
+        commit = self._move(run, state, statements)
+        if run.lineage is not None and run.plan is not None and run.rules is not None and run.progress is not None:
+            done = {
+                n: p
+                for n, p in run.progress.packages.items()
+                if p.state in ("success", "skipped") and run.rules.strategy(p.package) != "none"
+            }
+            run.lineage.add(run.plan, *_learned(run.progress, done))
+            self._touch(run, run.lineage, [p.output_id for p in done.values() if p.output_id is not None])
         try:
             await commit.wait()
         except DatabaseError as error:
-            log.error("the end of a run could not be recorded", run=run.id, error=error.message)
+            log.error("the end of a run is not recorded yet", run=run.id, error=error.message)
+            self._unwritten[run.id] = run
         del self._runs[run.id]
         del self._by_number[run.record.number]
         run.finished.set()
         log.info("run ended", run=run.id, number=run.record.number, state=name_of(state))
+        if run.id in self._unwritten:
+            await commit.wait_done()
+            del self._unwritten[run.id]
+
+    def _touch(self, run: Run, lineage: Lineage, outputs: list[str]) -> None:
+        """Note in the background that artifacts were used: those of a large run not at every start."""
+        assert self._nursery is not None
+        if lineage.touched_at < time.time() - TOUCH_EVERY_S:
+            lineage.touched_at = time.time()
+            outputs = [*outputs, *(entry.output_id for entry in run.standing.settled.values())]
+        if outputs:
+            self._nursery.start_soon(
+                partial(trio.to_thread.run_sync, self._tools.artifacts.touch, outputs, limiter=self._tools.threads)
+            )
 
     # --- states -------------------------------------------------------------------------------------------
 
     def _move(self, run: Run, state: RunState, statements: Sequence[Statement] = ()) -> Commit:
         before = name_of(run.record.state)
         run.advance(state)
-        return self._record_state(run, before=before, statements=statements)
-
-    def _record_state(
-        self, run: Run, *, before: str, data: dict[str, Any] | None = None, statements: Sequence[Statement] = ()
-    ) -> Commit:
-        state = run.record.state
-        shown: dict[str, Any] = {"from": before, "to": name_of(state), "number": run.record.number, **(data or {})}
-        shown |= {k: v for k, v in msgspec.to_builtins(state).items() if k != "name"}
-        if run.progress is not None:
-            shown["stats"] = msgspec.to_builtins(run.progress.stats())
-        return self._journal.emit("run_state", run=run.id, data=shown, statements=[*statements, update_run(run.record)])
+        return self._reports.state(run, before=before, statements=statements)
 
     def settle_package(
         self,
@@ -457,34 +525,10 @@ class Engine:
         """Move a package that is not being built to a final state, with all that follows from it."""
         assert run.progress is not None
         ready, given_up = run.progress.move(name, state, reason=reason, message=message)
-        self._report_package(run, name)
-        self._report_given_up(run, given_up)
+        self._reports.ended_without_build(run, [name, *given_up])
         for other in ready:
             self._pool.make_ready(run, other)
         self._after_change(run)
-
-    def _report_given_up(self, run: Run, names: Sequence[str]) -> None:
-        for name in names:
-            self._report_package(run, name)
-
-    def _report_package(self, run: Run, name: str) -> None:
-        """Emit the event of a package that ended without a build of its own."""
-        assert run.progress is not None
-        package = run.progress.packages[name]
-        kinds = {
-            "success": "package_completed",
-            "failed": "package_failed",
-            "skipped": "package_skipped",
-            "blocked": "package_blocked",
-            "ignored": "package_ignored",
-            "cancelled": "package_cancelled",
-        }
-        self._journal.emit(
-            kinds[package.state],
-            run=run.id,
-            package=name,
-            data={"state": package.state, "reason": package.reason, "message": package.message},
-        )
 
     def _after_change(self, run: Run) -> None:
         assert run.progress is not None
@@ -501,13 +545,19 @@ class Engine:
             return
         for package in reversed(run.progress.in_state("queued")):  # dependents first: none is blocked by this
             run.progress.move(package.package.name, "cancelled", reason=reason, message=message)
-            self._report_package(run, package.package.name)
+            self._reports.ended_without_build(run, [package.package.name])
         for name in list(run.builds):
             self._stop_build(run, name, message)
         self._after_change(run)
 
     def _stop_build(self, run: Run, name: str, message: str) -> None:
-        run.builds[name].cancel("cancelled", message, grace=lambda: CANCEL_GRACE_S)
+        """A run does not want one of its builds any more; one that other runs share goes on for them."""
+        assert run.progress is not None
+        active = run.builds[name]
+        if active.leave(run, message, grace=lambda: CANCEL_GRACE_S):
+            del run.builds[name]
+            _, given_up = run.progress.move(name, "cancelled", reason="cancelled", message=message)
+            self._reports.ended_without_build(run, [name, *given_up])
 
     def after_build(self, run: Run, package: PackageRun, build: BuildRecord) -> None:
         """A build has ended and is recorded: move its run on."""
@@ -516,26 +566,51 @@ class Engine:
         if build.reason == "interrupted":
             run.progress.move(name, "queued", reason="interrupted", message=build.message)
             return
+        if build.retried and self.may_retry(run, package):
+            self._try_again(run, package, build)
+            return
         if build.state == "success" and build.output_id is not None:
+            self._assessor.succeeded(name, build.key, build.output_id)
+            known = KnownResult(key=build.key, output_id=build.output_id, build=build.id)
             for other in self._runs.values():
-                if not other.record.request.force and self._config().cache.strategy == "aggressive":
-                    known = KnownResult(key=build.key, output_id=build.output_id, build=build.id)
+                if other.counts(name, build.repository):
                     other.results.setdefault(build.key, known)
         state = build.state
         assert state != "running"
         ready, given_up = run.progress.move(name, state, reason=build.reason, message=build.message)
-        self._report_given_up(run, given_up)
+        self._reports.ended_without_build(run, given_up)
         for other_name in ready:
             self._pool.make_ready(run, other_name)
         if state == "failed" and not run.record.request.keep_going:
             message = _fail_fast(name)
             run.record = msgspec.structs.replace(run.record, failed_fast=message)
-            self._journal.emit(
-                "run_given_up", run=run.id, data={"message": message}, statements=[update_run(run.record)]
-            )
+            self._reports.given_up(run, message)
             self._cancel_rest(run, message, reason="fail_fast")
         self._after_change(run)
+
+    def _try_again(self, run: Run, package: PackageRun, build: BuildRecord) -> None:
+        """Queue a package for another attempt, after a delay that grows with each."""
+        assert run.progress is not None
+        name, retry = package.package.name, self._config().retry
+        run.retries[name] += 1
+        delay = min(float(retry.max_delay), float(retry.delay) * retry.backoff ** (run.retries[name] - 1))
+        message = f"attempt {build.attempt + 1} follows in {delay:g} s: {build.reason}: {build.message}"
+        run.progress.move(name, "queued", reason=build.reason, message=message)
+        self._reports.retry(run, build, delay)
+        self._pool.retry_later(run, name, delay)
 
 
 def _fail_fast(name: str) -> str:
     return f"{name} failed and the run is fail-fast"
+
+
+def _learned(progress: Progress, done: dict[str, PackageRun]) -> tuple[dict[str, Settled], dict[str, dict[str, str]]]:
+    """What a run found out about packages for the next one: by what they are up to date, and for which dependencies."""
+    fresh: dict[str, Settled] = {}
+    dependencies: dict[str, dict[str, str]] = {}
+    for name, p in done.items():
+        build = p.build_id or p.answered_by
+        if p.output_id is not None and p.parts is not None and build is not None:
+            fresh[name] = Settled(p.package, p.key, progress.closure(name), p.output_id, build)
+            dependencies[name] = p.parts.dependencies
+    return fresh, dependencies

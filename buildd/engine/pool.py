@@ -1,20 +1,21 @@
 """The workers: which package is built next, and the task of each build.
 
 All runs share one pool. A package comes in when its dependencies are done (`make_ready`); it is answered with an
-earlier result, or waits in the ready queue for a worker.
+earlier result, joins the build of another run that wants the same key, or waits in the ready queue for a worker.
 
 Invariants: never more builds than `max_concurrent_builds`; a build is recorded as running before its first
-phase, and as ended before its worker is free; trouble with the database never fails a build (D4).
+phase, and as ended before anything that follows from its end; an artifact that a build may use was verified in this
+life of the daemon; trouble with the database never fails a build (D4).
 """
 
 from __future__ import annotations
 
-import platform
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import count
 from typing import Protocol
 
 import msgspec
@@ -22,21 +23,26 @@ import structlog
 import trio
 
 from buildd.config import Config
-from buildd.engine.progress import PackageRun
+from buildd.engine.active import ActiveBuild
+from buildd.engine.assess import NAMED_OUTPUTS
+from buildd.engine.progress import SKIPPED, PackageRun
+from buildd.engine.reports import Reports
 from buildd.engine.run import Run, note_build
-from buildd.execute.build import BuildControl, BuildSpec, BuildTools, Outcome, run_build
+from buildd.errors import BuilddError
+from buildd.execute.build import CLOSE_WITHIN_S, BuildSpec, BuildTools, Outcome, run_build
 from buildd.execute.sandbox import Output
+from buildd.execute.scope import Scope
 from buildd.model import BuildRecord, PackageState
-from buildd.planner.keys import key_of, key_parts
+from buildd.planner.keys import Inputs, key_of
 from buildd.planner.queue import Ready, ReadyQueue
-from buildd.store.artifacts import Receipt
-from buildd.store.database import Commit, DatabaseError
-from buildd.store.journal import Journal
-from buildd.store.runs import insert_build, update_build
+from buildd.store.artifacts import Manifest, Receipt
+from buildd.store.database import Commit, DatabaseError, Statement
+from buildd.store.listing import differing_files
+from buildd.store.runs import KnownResult, index_package, insert_build, update_build
 
 log = structlog.get_logger()
 
-_SKIPPED = "CRC match, skipped"
+_SOURCE_CHANGED = "its source changed while it was built; the next run builds it again"
 
 
 class Owner(Protocol):
@@ -48,6 +54,12 @@ class Owner(Protocol):
 
     def after_build(self, run: Run, package: PackageRun, build: BuildRecord) -> None: ...
 
+    def may_retry(self, run: Run, package: PackageRun) -> bool: ...
+
+    async def usable(self, output: str) -> bool: ...
+
+    async def source_changed(self, run: Run, package: PackageRun) -> bool: ...
+
 
 class WorkerPool:
     def __init__(
@@ -55,25 +67,31 @@ class WorkerPool:
         owner: Owner,
         *,
         config: Callable[[], Config],
-        journal: Journal,
+        reports: Reports,
         tools: BuildTools,
-        environment: Callable[[], str],
         find: Callable[[int], Run | None],
     ) -> None:
-        """`find` gives the unfinished run with a number; `environment` the id of what builds find around them."""
+        """`find` gives the unfinished run with a number."""
         self._owner = owner
         self._config = config
-        self._journal = journal
+        self._reports = reports
         self._tools = tools
-        self._environment = environment
+        self._elsewhere = msgspec.structs.replace(tools, sandbox=tools.sandbox.elsewhere())
+        """For builds that verify earlier ones: they see other paths."""
         self._find = find
         self._fresh: deque[Ready] = deque()
         """Packages whose dependencies are done, not looked at yet."""
         self._queue = ReadyQueue()
+        self._active: dict[str, ActiveBuild] = {}
+        """Running builds by id."""
+        self._by_key: dict[str, ActiveBuild] = {}
+        """Those of them that other runs may share."""
+        self._tree = lru_cache(maxsize=10_000)(tools.artifacts.tree)
+        self._order = count()
+        """In which builds were dispatched: the most urgent ones first."""
         self._dispatching = False
         self._idle = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self.busy = 0
         self.draining: str | None = None
         """Why no builds are started; None when they are."""
         self.stopping = False
@@ -86,25 +104,41 @@ class WorkerPool:
             task_status.started()
             await trio.sleep_forever()
 
+    @property
+    def busy(self) -> int:
+        """Builds that are running."""
+        return len(self._active)
+
+    @property
+    def active(self) -> Sequence[ActiveBuild]:
+        return list(self._active.values())
+
     async def wait_idle(self) -> None:
         """Return when no build is running."""
         while self.busy:
             self._idle = trio.Event()
             await self._idle.wait()
 
+    # --- packages that are ready --------------------------------------------------------------------------
+
     def make_ready(self, run: Run, name: str) -> None:
         """All dependencies are done: use an earlier result, or queue the build."""
         assert run.progress is not None
+        assert run.rules is not None
         package = run.progress.packages[name]
-        run.progress.gather_outputs(name)
-        package.parts = key_parts(
-            package.package,
-            environment=self._environment(),
-            architecture=platform.machine(),
-            dependencies=package.closure,
-        )
+        package.parts = run.rules.parts(package.package, run.progress.closures(name))
         package.key = key_of(package.parts)
         self._fresh.append(Ready(run.record.number, name))
+
+    def retry_later(self, run: Run, name: str, delay: float) -> None:
+        """Queue a package again after so many seconds, unless it is cancelled before."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._retry, run, name, delay)
+
+    async def _retry(self, run: Run, name: str, delay: float) -> None:
+        await trio.sleep(delay)
+        self._fresh.append(Ready(run.record.number, name))
+        self.dispatch()
 
     def dispatch(self) -> None:
         """Answer ready packages with earlier results, and start the most urgent others while workers are free.
@@ -125,7 +159,7 @@ class WorkerPool:
                 if ready is None:
                     return
                 waiting = self._waiting(ready)
-                if waiting is not None and not self._skip(*waiting):
+                if waiting is not None and not self._answer(*waiting):
                     self._start_build(*waiting)
         finally:
             self._dispatching = False
@@ -134,51 +168,95 @@ class WorkerPool:
         return self.draining is None and self.busy < self._config().workers.max_concurrent_builds
 
     def _waiting(self, ready: Ready) -> tuple[Run, PackageRun] | None:
-        """The package, unless it was cancelled or blocked since it became ready."""
+        """The package, unless it was cancelled or blocked since it became ready, or is being looked at."""
         run = self._find(ready.run)
         if run is None or run.progress is None:
             return None
         package = run.progress.packages[ready.package]
-        return (run, package) if package.state == "queued" else None
+        return (run, package) if package.state == "queued" and not package.checking else None
 
     def _sort_in(self, ready: Ready) -> None:
         waiting = self._waiting(ready)
-        if waiting is not None and not self._skip(*waiting):
+        if waiting is not None and not self._answer(*waiting):
             run, package = waiting
             self._queue.push(ready, urgency=package.urgency, priority=run.record.request.priority)
 
-    def _skip(self, run: Run, package: PackageRun) -> bool:
-        """Answer a package with an earlier result, if there is one and its artifact is there."""
-        if self._take_over(run, package):
-            return True
-        known = run.results.get(package.key)
-        if known is None or run.record.request.fetch_only or not self._tools.artifacts.exists(known.output_id):
-            return False
-        name, version = package.package.name, package.package.version
-        package.output_id = known.output_id
-        package.artifact = str(self._tools.artifacts.directory(known.output_id))
-        log.info(f"{name}@{version} ({_SKIPPED})", run=run.id, key=package.key)
-        self._owner.settle_package(run, name, "skipped", reason="unchanged", message=_SKIPPED)
+    # --- answers without a build of one's own -------------------------------------------------------------
+
+    def _answer(self, run: Run, package: PackageRun) -> bool:
+        """Whether a package needs no build of its own: it has a result, or shares a build that is running."""
+        found = self._earlier_success(run, package) or self._known(run, package)
+        if found is None:
+            return self._join(run, package)
+        assert run.progress is not None
+        assert self._nursery is not None
+        if run.progress.needed(package.package.name):  # its artifact is about to be used
+            package.checking = True
+            self._nursery.start_soon(self._check, run, package, found)
+        else:
+            self._accept(run, package, found)
         return True
 
-    def _take_over(self, run: Run, package: PackageRun) -> bool:
-        """Answer a package with its success in an earlier life of the daemon."""
+    def _earlier_success(self, run: Run, package: PackageRun) -> BuildRecord | None:
+        """The package's success in an earlier life of the daemon, if it still answers it."""
         build = run.earlier.get(package.package.name)
         if build is None or build.key != package.key:
+            return None
+        there = build.output_id is None or self._tools.artifacts.exists(build.output_id)
+        return build if there else None
+
+    def _known(self, run: Run, package: PackageRun) -> KnownResult | None:
+        known = run.results.get(package.key)
+        if known is None or run.record.request.fetch_only or run.forces(package.package.name):
+            return None
+        return known if self._tools.artifacts.exists(known.output_id) else None
+
+    async def _check(self, run: Run, package: PackageRun, found: BuildRecord | KnownResult) -> None:
+        """Use an earlier result if its artifact is sound; if not it is gone now, and the package is built."""
+        good = found.output_id is None or await self._owner.usable(found.output_id)
+        package.checking = False
+        if good and package.state == "queued" and not self.stopping:
+            self._accept(run, package, found)
+        else:
+            self._fresh.append(Ready(run.record.number, package.package.name))
+        self.dispatch()
+
+    def _accept(self, run: Run, package: PackageRun, found: BuildRecord | KnownResult) -> None:
+        name = package.package.name
+        if isinstance(found, BuildRecord):
+            note_build(package, found)
+            self._owner.settle_package(run, name, "success", reason=None, message=None)
+            return
+        package.output_id = found.output_id
+        package.artifact = str(self._tools.artifacts.directory(found.output_id))
+        package.answered_by = found.build
+        log.info(f"{name}@{package.package.version} ({SKIPPED})", run=run.id, key=package.key)
+        self._owner.settle_package(run, name, "skipped", reason="unchanged", message=SKIPPED)
+
+    def _join(self, run: Run, package: PackageRun) -> bool:
+        """Share the build of another run that wants the same key."""
+        active = self._by_key.get(package.key)
+        if active is None or not active.admits(run, package):
             return False
-        if build.output_id is not None and not self._tools.artifacts.exists(build.output_id):
-            return False
-        note_build(package, build)
-        self._owner.settle_package(run, package.package.name, "success", reason=None, message=None)
+        active.members.append((run, package))
+        name, build = package.package.name, active.build
+        run.attempts[name] = max(run.attempts[name], build.attempt)  # its own next one is counted on from there
+        self._note_start(run, package, active)
+        package.phase = active.phase
+        self._reports.started(run, build, shared=True)
+        log.info("build shared", run=run.id, package=name, build=build.id)
         return True
 
+    # --- builds -------------------------------------------------------------------------------------------
+
     def _start_build(self, run: Run, package: PackageRun) -> None:
-        assert run.progress is not None
         assert self._nursery is not None
         name = package.package.name
         run.attempts[name] += 1
+        inputs = self._inputs(run, package)
+        id = str(uuid.uuid4())
         build = BuildRecord(
-            id=str(uuid.uuid4()),
+            id=id,
             run=run.id,
             package=name,
             version=package.package.version,
@@ -186,68 +264,109 @@ class WorkerPool:
             started_at=time.time(),
             attempt=run.attempts[name],
             key=package.key,
+            log=str(self._tools.logs.path(id)),
+            repository=package.package.repository,
+            tree=package.package.tree,
+            crc=inputs.crc,
         )
-        build = msgspec.structs.replace(build, log=str(self._tools.logs.path(build.id)))
-        run.progress.move(name, "running")
-        package.build_id, package.started_at = build.id, build.started_at
-        control = BuildControl()
-        run.builds[name] = control
-        self.busy += 1
-        self._nursery.start_soon(self._build, run, package, build, control)
+        shareable = not run.record.request.fetch_only and not run.forces(name)
+        active = ActiveBuild(build, inputs, run, package, shareable=shareable)
+        self._active[id] = active
+        if shareable:
+            self._by_key[build.key] = active
+        self._note_start(run, package, active)
+        self._nursery.start_soon(self._build, run, package, active, next(self._order))
 
-    async def _build(self, run: Run, package: PackageRun, build: BuildRecord, control: BuildControl) -> None:
+    def _note_start(self, run: Run, package: PackageRun, active: ActiveBuild) -> None:
+        assert run.progress is not None
+        run.progress.move(package.package.name, "running")
+        package.build_id, package.started_at = active.build.id, active.build.started_at
+        run.builds[package.package.name] = active
+
+    def _inputs(self, run: Run, package: PackageRun) -> Inputs:
+        assert run.plan is not None
+        assert run.rules is not None
+        assert run.progress is not None
+        assert package.parts is not None
+        outputs = run.progress.outputs(package.package.name)
+        if len(outputs) > NAMED_OUTPUTS:
+            outputs = {name: output for name, output in outputs.items() if name in package.parts.dependencies}
+        rule, origin = run.rules.of(package.package), run.plan.origin(package.package)
+        return Inputs(
+            parts=package.parts,
+            outputs=outputs,
+            environment=rule.environment.parts,
+            strategy=rule.strategy,
+            repository=package.package.repository,
+            commit=origin.commit,
+            root=origin.tree,
+            path=package.package.path,
+            crc=run.crcs.get(package.package.tree),
+        )
+
+    async def _build(self, run: Run, package: PackageRun, active: ActiveBuild, order: int) -> None:
         """The task of a build: record it, run it, record how it ended."""
-        name = package.package.name
+        name, build = package.package.name, active.build
         structlog.contextvars.bind_contextvars(run=run.id, build=build.id, package=name)
-        commit = self._journal.emit(
-            "package_started",
-            run=run.id,
-            build=build.id,
-            package=name,
-            data={"version": build.version, "attempt": build.attempt},
-            statements=[insert_build(build, package.package.repository)],
-        )
-        await self._recorded(commit)
-        outcome = await run_build(
-            BuildSpec(
-                id=build.id,
-                package=package.package,
-                key=build.key,
-                dependencies=self._outputs(package),
-                fetch_only=run.record.request.fetch_only,
-            ),
-            self._tools,
-            control,
-            partial(self._enter_phase, run, package),
-        )
-        await self._close_build(run, package, build, outcome)
+        commit = self._reports.started(run, build, statements=[insert_build(build, active.inputs)])
+        async with Scope("build", close_within=CLOSE_WITHIN_S) as scope:
+            outcome = await run_build(
+                BuildSpec(
+                    id=build.id,
+                    package=package.package,
+                    key=build.key,
+                    dependencies=self._outputs(run, package),
+                    fetch_only=run.record.request.fetch_only,
+                    attempt=build.attempt,
+                    order=order,
+                ),
+                self._elsewhere if name in run.verified else self._tools,
+                active.control,
+                partial(self._enter_phase, active),
+                scope=scope,
+                recorded=partial(self._recorded, commit),
+            )
+            if outcome.manifest is not None and name in run.verified:
+                outcome = await self._compare(outcome, outcome.manifest, run.verified[name])
+            await self._close_build(active, outcome, await self._is_stale(run, package, outcome))
 
-    def _outputs(self, package: PackageRun) -> tuple[Output, ...]:
-        artifacts = self._tools.artifacts
+    async def _compare(self, outcome: Outcome, manifest: Manifest, earlier: str) -> Outcome:
+        """The outcome of a build that verifies an earlier one: a failure that names the files that differ."""
+        if manifest.output_id == earlier:
+            return outcome
+        try:
+            before = await trio.to_thread.run_sync(self._tools.artifacts.manifest, earlier)
+        except BuilddError as error:
+            return msgspec.structs.replace(outcome, state="failed", reason="sandbox_failed", message=error.message)
+        message = differing_files(before.entries, manifest.entries)
+        return msgspec.structs.replace(outcome, state="failed", reason="not_reproducible", message=message)
+
+    def _outputs(self, run: Run, package: PackageRun) -> tuple[Output, ...]:
+        assert run.progress is not None
         return tuple(
-            Output(name=name, output_id=output, tree=artifacts.tree(output))
-            for name, output in sorted(package.closure.items())
+            Output(name=name, output_id=output, tree=self._tree(output))
+            for name, output in sorted(run.progress.outputs(package.package.name).items())
         )
 
-    def _enter_phase(self, run: Run, package: PackageRun, phase: str) -> None:
-        package.phase = phase
-        self._journal.emit(
-            "package_phase",
-            run=run.id,
-            build=package.build_id,
-            package=package.package.name,
-            data={"phase": phase},
-        )
+    def _enter_phase(self, active: ActiveBuild, phase: str) -> None:
+        active.phase = phase
+        for run, package in active.members:
+            package.phase = phase
+            self._reports.phase(run, active.build, phase)
 
-    async def _close_build(self, run: Run, package: PackageRun, build: BuildRecord, outcome: Outcome) -> None:
+    async def _is_stale(self, run: Run, package: PackageRun, outcome: Outcome) -> bool:
+        """Whether what was built is not what the source is by now."""
+        return outcome.state == "success" and await self._owner.source_changed(run, package)
+
+    async def _close_build(self, active: ActiveBuild, outcome: Outcome, stale: bool) -> None:
         manifest = outcome.manifest
         output = manifest.output_id if manifest is not None else None
         build = msgspec.structs.replace(
-            build,
+            active.build,
             state=outcome.state,
             completed_at=time.time(),
             reason=outcome.reason,
-            message=outcome.message,
+            message=_SOURCE_CHANGED if stale else outcome.message,
             exit_status=outcome.exit_status,
             phases=outcome.phases,
             resources=outcome.resources,
@@ -255,24 +374,30 @@ class WorkerPool:
             artifact=str(self._tools.artifacts.directory(output)) if output is not None else None,
             log_bytes=outcome.log_bytes,
         )
-        if output is not None:
-            build = await self._write_receipt(build, package)
+        transient = outcome.transient
+        if output is not None and build.state == "success":
+            build = await self._write_receipt(build, active.inputs)
+            transient = build.state == "failed"
+        if transient and any(self._owner.may_retry(*member) for member in active.members):
+            build = msgspec.structs.replace(build, retried=True)
         self.finished[build.state] += 1
-        commit = self._report_build(run, package, build)
-        await self._recorded(commit)
-        del run.builds[package.package.name]
-        self.busy -= 1
-        if self.busy == 0:
+        commit = self._report_build(active, build, stale=stale)
+        del self._active[build.id]
+        if self._by_key.get(build.key) is active:
+            del self._by_key[build.key]
+        if not self._active:
             self._idle.set()
-        note_build(package, build)
-        self._owner.after_build(run, package, build)
+        for run, package in active.members:
+            del run.builds[package.package.name]
+            note_build(package, build)
+            self._owner.after_build(run, package, build)
         self.dispatch()
+        await self._recorded(commit)
 
-    async def _write_receipt(self, build: BuildRecord, package: PackageRun) -> BuildRecord:
+    async def _write_receipt(self, build: BuildRecord, inputs: Inputs) -> BuildRecord:
         """Leave the receipt beside the artifact; a build without one has failed."""
         assert build.output_id is not None
-        assert package.parts is not None
-        receipt = Receipt(repository=package.package.repository, build=build, key_parts=package.parts)
+        receipt = Receipt(repository=build.repository, build=build, inputs=inputs)
         try:
             await trio.to_thread.run_sync(
                 self._tools.artifacts.add_receipt, build.output_id, receipt, limiter=self._tools.threads
@@ -288,24 +413,17 @@ class WorkerPool:
             )
         return build
 
-    def _report_build(self, run: Run, package: PackageRun, build: BuildRecord) -> Commit:
-        kinds = {"success": "package_completed", "failed": "package_failed", "cancelled": "package_cancelled"}
-        kind = "package_interrupted" if build.reason == "interrupted" else kinds[build.state]
-        duration = (build.completed_at or build.started_at) - build.started_at
-        return self._journal.emit(
-            kind,
-            run=run.id,
-            build=build.id,
-            package=package.package.name,
-            data={
-                "state": build.state,
-                "reason": build.reason,
-                "message": build.message,
-                "duration_s": round(duration, 3),
-                "output_id": build.output_id,
-            },
-            statements=[update_build(build)],
-        )
+    def _report_build(self, active: ActiveBuild, build: BuildRecord, *, stale: bool) -> Commit:
+        """Emit the end of a build for every run that waited for it; the commit of its record."""
+        statements: list[Statement] = [update_build(build)]
+        if build.state == "success" and build.output_id is not None and not stale:
+            statements.append(index_package(build))
+        commit: Commit | None = None
+        for run, _ in active.members:
+            commit = self._reports.ended(run, build, statements)
+            statements = []
+        assert commit is not None
+        return commit
 
     async def _recorded(self, commit: Commit) -> None:
         """Wait for a record; trouble with the database never fails a build (D4)."""

@@ -1,6 +1,8 @@
 """From targets to a plan: repositories are located (and cloned), packages discovered, dependencies resolved.
 
-Nothing here knows of runs; the engine calls `plan` for a run and for `buildctl plan` alike.
+Nothing here knows of runs; the engine calls `plan` for a run and for `buildctl plan` alike. Plans are remembered:
+the same targets on the same trees give the very same `Plan`, and trees that differ in packages' sources only give
+a variation of it that shares its graph and all unchanged packages.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ import difflib
 import hashlib
 import os
 import shutil
-from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import ChainMap, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -20,16 +22,18 @@ import trio
 from msgspec import Struct
 
 from buildd.config import Config
+from buildd.engine.discovery import Discoveries, Revision
+from buildd.engine.keepsake import Keepsakes
 from buildd.engine.targets import Target, is_url, parse_target
-from buildd.errors import InvalidInput, NotFound, encodable
+from buildd.errors import BuilddError, InvalidInput, NotFound, encodable
 from buildd.execute.sandbox import SYSTEM_PATH
 from buildd.model import Package
-from buildd.planner.graph import topological_order
-from buildd.recipes.native import Origin, discover
+from buildd.planner.graph import dependents, topological_order
 from buildd.repos.clones import Clones
 from buildd.repos.trees import GitStore, snapshot
 
 MAX_PACKAGES = 100_000
+KEPT_PLANS = 8
 
 
 class Located(Struct, frozen=True, kw_only=True):
@@ -42,15 +46,69 @@ class Located(Struct, frozen=True, kw_only=True):
     tree: str
     path: str = "."
     """The part of the tree that the target means."""
+    directory: str | None = None
+    """The directory that the tree is a snapshot of; None for a commit, which cannot change."""
 
 
-class Plan(Struct, frozen=True, kw_only=True):
-    packages: tuple[Package, ...]
-    """In topological order; `depends` are names of packages in the plan."""
+class Places(Struct, frozen=True, kw_only=True):
+    """Where everything of a plan was found: with this the same plan can be made again."""
 
-    @property
-    def graph(self) -> dict[str, tuple[str, ...]]:
-        return {p.name: p.depends for p in self.packages}
+    targets: tuple[Located, ...]
+    foreign: dict[str, Located]
+    """Repositories that recipes name in dependencies, by the name they use."""
+
+
+class Plan:
+    """What targets ask for and everything that needs. Immutable; equal work is the same object."""
+
+    def __init__(
+        self,
+        packages: Mapping[str, Package],
+        places: Places,
+        revisions: Sequence[Revision],
+        tools: Mapping[str, bool],
+        *,
+        home: object,
+        wanted: Sequence[str],
+        like: Plan | None = None,
+    ) -> None:
+        """`packages` in topological order, with `depends` as names in the plan. `like` has the same graph."""
+        self.home = home
+        """What was asked for and where, whatever is found there: equal for the plans of one target. Hashable."""
+        self.packages = packages
+        self.places = places
+        self.wanted = wanted
+        """Packages that the targets ask for by themselves."""
+        self.revisions = revisions
+        self.tools = tools
+        """Whether each executable that packages need is on the builds' PATH."""
+        self.packs: bool
+        """Whether any package is to be packed."""
+        self.repositories: Set[str]
+        self.graph: Mapping[str, tuple[str, ...]]
+        self.index: Mapping[str, int]
+        """Position of each package in the order."""
+        self.dependents: Mapping[str, Sequence[str]]
+        if like is not None:
+            self.graph, self.index, self.dependents = like.graph, like.index, like.dependents
+            self.packs, self.repositories = like.packs, like.repositories
+        else:
+            self.graph = {name: p.depends for name, p in packages.items()}
+            self.index = {name: i for i, name in enumerate(packages)}
+            self.dependents = dependents(self.graph)
+            self.packs = any(p.formats for p in packages.values())
+            self.repositories = frozenset(p.repository for p in packages.values())
+
+    def origin(self, package: Package) -> Located:
+        """The revision that a package of the plan was found in."""
+        places = [*self.places.targets, *self.places.foreign.values()]
+        mine = [p for p in places if (p.repository, p.store) == (package.repository, package.store)]
+        for place in mine:
+            revision = next((r for r in self.revisions if r.tree == place.tree), None)
+            found = revision.packages.get(package.name) if revision is not None else None
+            if found is not None and (found.tree, found.path) == (package.tree, package.path):
+                return place
+        return mine[0]
 
 
 class Planner:
@@ -59,44 +117,129 @@ class Planner:
         self._clones = clones
         self._snapshots = cache_dir / "snapshots"
         self._locks: dict[str, trio.Lock] = {}
-        """By local path."""
+        """By the directory that a snapshot is taken of."""
+        self._discoveries = Discoveries(Keepsakes(cache_dir / "discoveries"))
+        self._plans: OrderedDict[object, Plan] = OrderedDict()
+        """The last plan for each set of targets, whatever their trees; the last used comes last."""
 
-    async def locate(self, targets: Sequence[Target], *, refresh: bool, held: AsyncExitStack) -> list[Located]:
-        """Find each target's revision; clones stay in use until `held` is closed. Raises BuilddError."""
-        return [await self._locate(t.repo, t.revision, t.local, refresh, held) for t in targets]
+    async def locate(
+        self, targets: Sequence[Target], *, refresh: bool, held: AsyncExitStack, worktree: bool = False
+    ) -> list[Located]:
+        """Find each target's revision; clones stay in use until `held` is closed. Raises BuilddError.
+
+        With `worktree` local repositories are taken as their files are now.
+        """
+        return [await self._locate(t, refresh, held, worktree) for t in targets]
 
     async def plan(
-        self, targets: Sequence[Target], located: Sequence[Located], *, refresh: bool, held: AsyncExitStack
+        self,
+        targets: Sequence[Target],
+        located: Sequence[Located],
+        *,
+        refresh: bool,
+        held: AsyncExitStack,
+        foreign: Mapping[str, Located] | None = None,
     ) -> Plan:
-        """What the targets ask for and everything that needs, in order. Raises InvalidInput or NotFound."""
-        known = _Known()
+        """What the targets ask for and everything that needs. Raises InvalidInput or NotFound.
+
+        `foreign` are the places of an earlier plan's foreign repositories, which are then not looked up again.
+        """
+        known = _Known(dict(foreign or {}))
+        home = tuple((p.repository, p.store, p.path, t.package) for t, p in zip(targets, located, strict=True))
+        earlier = self._plans.get(home)
+        plan: Plan | None = None
+        if earlier is not None:
+            for place in located:
+                await self._discover(known, place)
+            try:
+                for text in earlier.places.foreign:
+                    await self._discover(known, await self._foreign(known, text, refresh, held))
+            except (BuilddError, OSError):
+                pass  # perhaps no dependency names it any more: the resolution will say
+            else:
+                plan = self._vary(earlier, tuple(located), known)
+        if plan is None:
+            plan = await self._plan_anew(home, known, targets, located, refresh, held)
+        self._plans[home] = plan
+        self._plans.move_to_end(home)
+        while len(self._plans) > KEPT_PLANS or sum(len(p.packages) for p in self._plans.values()) > MAX_PACKAGES:
+            if len(self._plans) == 1:
+                break
+            self._plans.popitem(last=False)
+        return plan
+
+    async def _plan_anew(
+        self,
+        home: object,
+        known: _Known,
+        targets: Sequence[Target],
+        located: Sequence[Located],
+        refresh: bool,
+        held: AsyncExitStack,
+    ) -> Plan:
+        known = _Known(known.foreign)
         wanted: list[Package] = []
         for target, place in zip(targets, located, strict=True):
-            wanted += _named_by(target, place, await self._discover(known, place))
+            wanted += _named_by(target, place, (await self._discover(known, place)).packages)
         selected, depends = await self._resolve(known, wanted, refresh, held)
         if len(selected) > MAX_PACKAGES:
             raise InvalidInput(f"the plan has {len(selected)} packages, over {MAX_PACKAGES}")
-        order = topological_order(depends)
-        path = ":".join((*self._config().sandbox.path, SYSTEM_PATH))
-        tools = {t: shutil.which(t, path=path) is not None for p in selected.values() for t in p.tools}
-        return Plan(packages=tuple(_final(selected[name], depends[name], tools) for name in order))
+        order = await trio.to_thread.run_sync(topological_order, depends)
+        tools = self._look_for({t for p in selected.values() for t in p.tools})
+        return Plan(
+            {name: _final(selected[name], depends[name], tools) for name in order},
+            Places(targets=tuple(located), foreign={text: known.foreign[text] for text in known.named}),
+            tuple(known.revisions.values()),
+            tools,
+            home=home,
+            wanted=tuple(dict.fromkeys(p.name for p in wanted)),
+        )
 
-    async def hold(self, packages: Sequence[Package], held: AsyncExitStack) -> bool:
+    def _vary(self, earlier: Plan, targets: tuple[Located, ...], known: _Known) -> Plan | None:
+        """The earlier plan on other trees; None when they differ in more than sources and how they are built."""
+        places = Places(targets=targets, foreign={text: known.foreign[text] for text in earlier.places.foreign})
+        revisions = tuple(known.revisions.values())
+        tools = self._look_for(earlier.tools)
+        if _shared(places) != _shared(earlier.places) or tools != earlier.tools:
+            return None
+        changed: dict[str, Package] = {}
+        for before, now in zip(earlier.revisions, revisions, strict=True):
+            if before is now:
+                continue
+            if before.packages.keys() != now.packages.keys():
+                return None
+            for name in [n for n, package in now.packages.items() if before.packages[n] is not package]:
+                if _role(before.packages[name]) != _role(now.packages[name]):
+                    return None
+                changed[name] = now.packages[name]
+        if not changed and places == earlier.places:
+            return earlier
+        if len(revisions) > 1 and changed and _overlap(revisions):
+            return None  # which of two packages of one name is meant is for the resolution to say
+        packages = {
+            **earlier.packages,
+            **{n: _final(p, earlier.graph[n], tools) for n, p in changed.items() if n in earlier.graph},
+        }
+        return Plan(packages, places, revisions, tools, home=earlier.home, wanted=earlier.wanted, like=earlier)
+
+    def _look_for(self, tools: Iterable[str]) -> dict[str, bool]:
+        """Whether each of these executables is on the PATH of builds."""
+        path = ":".join((*self._config().sandbox.path, SYSTEM_PATH))
+        return {tool: shutil.which(tool, path=path) is not None for tool in tools}
+
+    async def hold(self, places: Places, held: AsyncExitStack) -> bool:
         """Keep the sources of a plan of an earlier life in use; False when they are gone and it must be made anew.
 
         Raises BuilddError when a clone was deleted and cannot be cloned again.
         """
-        for repository, store in {(p.repository, p.store) for p in packages}:
-            if is_url(repository):
-                await self._clones.ensure(repository, refresh=False)
-                held.enter_context(self._clones.use(repository))
+        for place in {*places.targets, *places.foreign.values()}:
+            if is_url(place.repository):
+                await self._clones.ensure(place.repository, refresh=False)
+                held.enter_context(self._clones.use(place.repository))
 
-            def present(store: str = store, repository: str = repository) -> bool:
+            def present(place: Located = place) -> bool:
                 try:
-                    git = GitStore(Path(store))
-                    for package in packages:
-                        if package.repository == repository:
-                            git.subtree(package.tree)
+                    GitStore(Path(place.store)).subtree(place.tree, place.path)
                 except NotFound:
                     return False
                 return True
@@ -105,22 +248,36 @@ class Planner:
                 return False
         return True
 
+    async def look_again(self, place: Located) -> Located:
+        """The present state of the directory that `place` is a snapshot of. Raises BuilddError, OSError."""
+        assert place.directory is not None
+        directory = Path(place.directory)
+        async with self._locks.setdefault(place.directory, trio.Lock()):
+            tree = await trio.to_thread.run_sync(snapshot, directory, Path(place.store))
+        return msgspec.structs.replace(place, tree=tree)
+
     # --- where things are ---------------------------------------------------------------------------------
 
-    async def _locate(
-        self, repo: str, revision: str | None, local: bool, refresh: bool, held: AsyncExitStack
-    ) -> Located:
-        if local:
-            async with self._locks.setdefault(repo, trio.Lock()):  # two snapshots would share an index
-                return await trio.to_thread.run_sync(self._locate_directory, Path(repo), revision)
-        url = repo if is_url(repo) else self._clones.find(repo).url
+    async def _locate(self, target: Target, refresh: bool, held: AsyncExitStack, worktree: bool) -> Located:
+        if target.local:
+            found = await trio.to_thread.run_sync(
+                partial(self._locate_directory, Path(target.repo), target.revision, worktree)
+            )
+            return found if isinstance(found, Located) else await self._snapshot(*found)
+        if worktree:
+            raise InvalidInput(
+                f"{target.repo} is no local directory and has no work tree",
+                hint="--worktree builds directories of the daemon's machine as they are",
+            )
+        url = target.repo if is_url(target.repo) else self._clones.find(target.repo).url
         record = await self._clones.ensure(url, refresh=refresh)
         held.enter_context(self._clones.use(record.url))
         return await trio.to_thread.run_sync(
-            partial(_at_revision, record.path, revision, repository=record.url, path=".")
+            partial(_at_revision, record.path, target.revision, repository=record.url, path=".")
         )
 
-    def _locate_directory(self, directory: Path, revision: str | None) -> Located:
+    def _locate_directory(self, directory: Path, revision: str | None, worktree: bool) -> Located | tuple[Path, str]:
+        """A commit, or the directory to take a snapshot of and the part of it that is meant."""
         try:
             directory = directory.resolve(strict=True)
             os.listdir(directory)
@@ -133,6 +290,12 @@ class Planner:
             ) from None
         if encodable(str(directory)) != str(directory):
             raise InvalidInput(f"the name of {directory} is not UTF-8", hint="rename it: records are UTF-8")
+        if worktree:
+            if revision is not None:
+                raise InvalidInput(f"a work tree has no revision {revision!r}", hint="leave out one of the two")
+            if top is not None and not (top / ".git").exists():
+                raise InvalidInput(f"{top} is a bare repository and has no work tree", hint="leave out --worktree")
+            return top or directory, os.path.relpath(directory, top or directory)
         if top is not None:
             inside = os.path.relpath(directory, top)
             try:
@@ -143,22 +306,39 @@ class Planner:
                     raise
         if revision is not None:
             raise InvalidInput(f"{directory} is a plain directory and has no revision {revision!r}")
+        return directory, "."
+
+    async def _snapshot(self, directory: Path, inside: str) -> Located:
         store = self._snapshots / f"{hashlib.sha256(os.fsencode(directory)).hexdigest()[:24]}.git"
-        store.parent.mkdir(parents=True, exist_ok=True)
-        tree = snapshot(directory, store)
-        return Located(repository=str(directory), store=str(store), commit=None, tree=tree)
+
+        def work() -> str:
+            store.parent.mkdir(parents=True, exist_ok=True)
+            tree = snapshot(directory, store)
+            GitStore(store).subtree(tree, inside)
+            return tree
+
+        async with self._locks.setdefault(str(directory), trio.Lock()):  # two snapshots would share an index
+            tree = await trio.to_thread.run_sync(work)
+        return Located(
+            repository=str(directory), store=str(store), commit=None, tree=tree, path=inside, directory=str(directory)
+        )
 
     # --- what is there ------------------------------------------------------------------------------------
 
-    async def _discover(self, known: _Known, place: Located) -> dict[str, Package]:
-        def work() -> list[Package]:
-            tree = _RevisionTree(GitStore(Path(place.store)), place.tree)
-            return discover(tree, Origin(repository=place.repository, store=place.store, commit=place.commit))
+    async def _discover(self, known: _Known, place: Located) -> Revision:
+        home = (place.repository, place.store, place.tree)
+        if home not in known.revisions:
+            known.revisions[home] = await trio.to_thread.run_sync(
+                self._discoveries.look, place.repository, place.store, place.tree
+            )
+        return known.revisions[home]
 
-        home = (place.repository, place.tree)
-        if home not in known.packages:
-            known.packages[home] = {p.name: p for p in await trio.to_thread.run_sync(work)}
-        return known.packages[home]
+    async def _foreign(self, known: _Known, text: str, refresh: bool, held: AsyncExitStack) -> Located:
+        """The revision of another repository that a dependency names."""
+        known.named[text] = None
+        if text not in known.foreign:
+            known.foreign[text] = await self._locate(parse_target(text), refresh, held, worktree=False)
+        return known.foreign[text]
 
     async def _resolve(
         self, known: _Known, wanted: Iterable[Package], refresh: bool, held: AsyncExitStack
@@ -187,9 +367,8 @@ class Planner:
         """The package that `NAME` or `REPOSITORY//NAME` means in a recipe of `package`'s repository."""
         repo, separator, name = text.rpartition("//")
         if separator:
-            target = parse_target(repo)
-            place = await self._locate(target.repo, target.revision, target.local, refresh, held)
-            candidates: Mapping[str, Package] = await self._discover(known, place)
+            place = await self._foreign(known, repo, refresh, held)
+            candidates: Mapping[str, Package] = (await self._discover(known, place)).packages
         else:
             candidates = known.seen_from(package)
         if name not in candidates:
@@ -202,20 +381,48 @@ class Planner:
 
 
 class _Known:
-    """The packages of every revision that was looked into: by repository and tree, then by name."""
+    """What was looked into for one plan."""
 
-    def __init__(self) -> None:
-        self.packages: dict[tuple[str, str], dict[str, Package]] = {}
+    def __init__(self, foreign: dict[str, Located]) -> None:
+        self.foreign = foreign
+        """Revisions that dependencies may name, by the name they use."""
+        self.named: dict[str, None] = {}
+        """Those that were named, in order."""
+        self.revisions: dict[tuple[str, str, str], Revision] = {}
+        """By repository, store and tree."""
 
     def seen_from(self, package: Package) -> Mapping[str, Package]:
         """What a plain name may mean for `package`: its own revision's packages first, then the others'."""
-        homes = [p for p in self.packages.values() if p.get(package.name) == package]
-        return ChainMap(*homes, *self.packages.values())
+        all_ = [r.packages for r in self.revisions.values()]
+        if len(all_) == 1:
+            return all_[0]
+        homes = [packages for packages in all_ if packages.get(package.name) == package]
+        return ChainMap(*homes, *all_)
+
+
+def _shared(places: Places) -> list[int]:
+    """Which places are one revision: for each, the number of the first one that is the same."""
+    first: dict[tuple[str, str, str], int] = {}
+    every = (*places.targets, *places.foreign.values())
+    return [first.setdefault((p.repository, p.store, p.tree), number) for number, p in enumerate(every)]
+
+
+def _role(package: Package) -> tuple[object, ...]:
+    """What of a package decides the shape of a plan."""
+    return package.path, package.depends, package.tools, package.formats, package.default, package.ignore
+
+
+def _overlap(revisions: Iterable[Revision]) -> bool:
+    names: set[str] = set()
+    for revision in revisions:
+        if not names.isdisjoint(revision.packages):
+            return True
+        names |= revision.packages.keys()
+    return False
 
 
 def _where(package: Package) -> str:
-    revision = f"@{package.commit[:12]}" if package.commit else ""
-    return f"{package.repository}{revision} ({package.path})"
+    return f"{package.repository} ({package.path}, source {package.tree[:12]})"
 
 
 def _named_by(target: Target, place: Located, packages: Mapping[str, Package]) -> list[Package]:
@@ -251,7 +458,10 @@ def _final(package: Package, depends: tuple[str, ...], tools: Mapping[str, bool]
     ignore = package.ignore
     if missing and not ignore:
         ignore = f"it needs {', '.join(missing)}, not found on the PATH of builds"
-    return msgspec.structs.replace(package, depends=tuple(dict.fromkeys(depends)), ignore=ignore)
+    depends = tuple(dict.fromkeys(depends))
+    if (depends, ignore) == (package.depends, package.ignore):
+        return package
+    return msgspec.structs.replace(package, depends=depends, ignore=ignore)
 
 
 def _git_top(directory: Path) -> Path | None:
@@ -269,19 +479,3 @@ def _at_revision(store: str, revision: str | None, *, repository: str, path: str
     commit = git.resolve(revision)
     git.subtree(commit, path)
     return Located(repository=repository, store=store, commit=commit, tree=git.subtree(commit, "."), path=path)
-
-
-class _RevisionTree:
-    """`buildd.recipes.native.Tree` on a git tree."""
-
-    def __init__(self, git: GitStore, tree: str) -> None:
-        self._git, self._tree = git, tree
-
-    def files_named(self, name: str) -> Iterable[tuple[str, str]]:
-        return self._git.find_files(self._tree, name)
-
-    def read(self, blob: str, limit: int) -> bytes:
-        return self._git.read_blob(blob, limit)
-
-    def subtree(self, path: str) -> str:
-        return self._git.subtree(self._tree, path)

@@ -1,6 +1,7 @@
 """The packages of one run and their states: what may start, what is blocked, and counts that always add up.
 
-No I/O and no clock; the engine calls it and acts on the answers.
+Packages that are up to date from the beginning are not here one by one: the run's `Standing` has them. No I/O
+and no clock; the engine calls it and acts on the answers.
 
 Invariants: a package is `running` only when everything it depends on succeeded or was skipped; the counts by
 state always sum to the number of packages (B6); a final state is never left.
@@ -11,9 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from buildd.engine.uptodate import Settled
 from buildd.model import Package, PackageState, Stats
-from buildd.planner.keys import KeyParts
+from buildd.planner.keys import KeyParts, closure_id
 
+SKIPPED = "CRC match, skipped"
+"""What people read of a package that is up to date."""
 FINAL: frozenset[PackageState] = frozenset(("success", "failed", "skipped", "blocked", "ignored", "cancelled"))
 _DONE: frozenset[PackageState] = frozenset(("success", "skipped"))
 _LEGAL: dict[PackageState, frozenset[PackageState]] = {
@@ -26,8 +30,10 @@ class PackageRun:
     """One package in one run."""
 
     __slots__ = (
+        "answered_by",
         "artifact",
         "build_id",
+        "checking",
         "closure",
         "depends",
         "duration_s",
@@ -51,7 +57,7 @@ class PackageRun:
         self.depends = depends
         self.wave = wave
         self.urgency = urgency
-        self.waiting = len(depends)
+        self.waiting = 0
         """Dependencies that are not done."""
         self.state: PackageState = "queued"
         self.reason: str | None = None
@@ -61,8 +67,12 @@ class PackageRun:
         self.duration_s: float | None = None
         self.build_id: str | None = None
         self.output_id: str | None = None
-        self.closure: dict[str, str] = {}
-        """Name to output id of everything it depends on; known once it is ready."""
+        self.closure: str | None = None
+        """Its closure id, once it is done."""
+        self.answered_by: str | None = None
+        """The earlier build whose result it was skipped for."""
+        self.checking = False
+        """Whether an artifact that would answer it is being verified."""
         self.key = ""
         self.parts: KeyParts | None = None
         """What `key` was made from; both are known once it is ready."""
@@ -71,16 +81,26 @@ class PackageRun:
 
 
 class Progress:
-    def __init__(self, packages: Iterable[PackageRun]) -> None:
-        """`packages` in topological order; every dependency is among them."""
+    def __init__(self, packages: Iterable[PackageRun], settled: Mapping[str, Settled] | None = None) -> None:
+        """`packages` in topological order; what they depend on is among them or `settled`."""
         self.packages: dict[str, PackageRun] = {p.package.name: p for p in packages}
+        self.settled: Mapping[str, Settled] = settled or {}
+        """Packages that were up to date when the run began: skipped from the beginning."""
         self._dependents: dict[str, list[str]] = {name: [] for name in self.packages}
         for name, package in self.packages.items():
             for dependency in package.depends:
-                self._dependents[dependency].append(name)
-        self._counts: Counter[PackageState] = Counter({"queued": len(self.packages)})
+                if dependency in self.packages:
+                    self._dependents[dependency].append(name)
+                    package.waiting += 1
+        self._counts: Counter[PackageState] = Counter({"queued": len(self.packages), "skipped": len(self.settled)})
         self._unfinished = Counter(p.wave for p in self.packages.values())
         self.waves = max(self._unfinished, default=0)
+        self.changes = 0
+        """Rises with every change of a package's state."""
+
+    @property
+    def total(self) -> int:
+        return len(self.packages) + len(self.settled)
 
     def ready(self) -> list[str]:
         """Queued packages with all dependencies done."""
@@ -98,14 +118,41 @@ class Progress:
     def in_state(self, *states: PackageState) -> list[PackageRun]:
         return [p for p in self.packages.values() if p.state in states]
 
-    def gather_outputs(self, name: str) -> None:
-        """Fill in a package's `closure`, once everything it depends on is done."""
-        package = self.packages[name]
-        for dependency in package.depends:
-            other = self.packages[dependency]
-            package.closure |= other.closure
-            if other.output_id is not None:
-                package.closure[dependency] = other.output_id
+    def needed(self, name: str) -> bool:
+        """Whether anything that has not ended depends on a package."""
+        return any(self.packages[d].state == "queued" for d in self._dependents[name])
+
+    def closures(self, name: str) -> dict[str, str]:
+        """The closure ids of a package's direct dependencies, once they are all done."""
+        return {dependency: self.closure(dependency) for dependency in self.packages[name].depends}
+
+    def closure(self, name: str) -> str:
+        """The closure id of a package that is done."""
+        package = self.packages.get(name)
+        if package is None:
+            return self.settled[name].closure
+        if package.closure is None:
+            assert package.state in _DONE
+            assert package.parts is not None
+            package.closure = closure_id(package.output_id, package.parts.dependencies)
+        return package.closure
+
+    def outputs(self, name: str) -> dict[str, str]:
+        """Name to output id of everything that a package depends on, directly or not, once that is done."""
+        found: dict[str, str] = {}
+        seen: set[str] = set()
+        stack = list(self.packages[name].depends)
+        while stack:
+            other = stack.pop()
+            if other in seen:
+                continue
+            seen.add(other)
+            package = self.packages.get(other)
+            output = package.output_id if package is not None else self.settled[other].output_id
+            stack.extend(package.depends if package is not None else self.settled[other].package.depends)
+            if output is not None:
+                found[other] = output
+        return found
 
     def move(
         self, name: str, state: PackageState, *, reason: str | None = None, message: str | None = None
@@ -124,7 +171,7 @@ class Progress:
 
     def stats(self) -> Stats:
         counts: Mapping[PackageState, int] = self._counts
-        stats = Stats(total=len(self.packages), **{state: count for state, count in counts.items() if count})
+        stats = Stats(total=self.total, **{state: count for state, count in counts.items() if count})
         if sum(counts.values()) != stats.total:
             raise AssertionError(f"the counts {dict(counts)} do not add up to {stats.total}")
         return stats
@@ -134,6 +181,7 @@ class Progress:
             raise AssertionError(f"package {package.package.name} cannot go from {package.state} to {state}")
         if state == "running" and package.waiting:
             raise AssertionError(f"package {package.package.name} started before its dependencies were done")
+        self.changes += 1
         self._counts[package.state] -= 1
         self._counts[state] += 1
         package.state, package.reason, package.message = state, reason, message

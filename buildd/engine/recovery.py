@@ -62,13 +62,14 @@ def restore(run: Run, earlier: Sequence[BuildRecord]) -> list[tuple[str, Package
     """
     assert run.progress is not None
     run.attempts.update(build.package for build in earlier)
+    run.retries.update(build.package for build in earlier if build.retried)
     died = Counter(build.package for build in earlier if build.message == _DIED)
     last = {build.package: build for build in earlier if build.package in run.progress.packages}
     ended: list[tuple[str, PackageState, str, str]] = []
     for name, build in last.items():
         if build.state == "success":
             run.earlier[name] = build
-        elif name in run.record.cancelled:
+        elif name in run.record.cancelled or build.retried:
             continue
         elif build.reason != "interrupted":
             note_build(run.progress.packages[name], build)

@@ -6,26 +6,27 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from buildd.engine.progress import PackageRun
+from buildd.model import Package
 from buildd.publish.tarball import tarball_name
 from buildd.store.artifacts import ArtifactStore, file_digest
 from buildd.store.tree import remove_tree
 
 
-def collect_release(directory: Path, packages: Sequence[PackageRun], artifacts: ArtifactStore) -> int:
+def collect_release(directory: Path, made: Sequence[tuple[Package, str]], artifacts: ArtifactStore) -> int:
     """Link every packed package of the run into `directory` and write SHA256SUMS; the number of files.
 
+    `made` are the packages with the ids of their outputs.
     Blocks. Raises OSError. The directory is made anew as a whole and appears by one rename.
     """
     temporary = directory.with_name(f".{directory.name}.tmp")
     remove_tree(temporary)
     temporary.mkdir(parents=True)
     sums = []
-    for package in packages:
-        if package.output_id is None or "tar" not in package.package.formats:
+    for package, output in made:
+        if "tar" not in package.formats:
             continue
-        name = tarball_name(package.package.name, package.package.version)
-        source = artifacts.packed(package.output_id, name)
+        name = tarball_name(package.name, package.version)
+        source = artifacts.packed(output, name)
         if source.exists():
             os.link(source, temporary / name)
             sums.append(f"{file_digest(source)}  {name}\n")

@@ -1,17 +1,19 @@
-"""One unfinished run in memory: its record, its progress, and what it holds."""
+"""One unfinished run in memory: its record, its plan and progress, and what it holds."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AsyncExitStack
 
 import msgspec
 import trio
 
+from buildd.engine.active import ActiveBuild
+from buildd.engine.prepare import Places, Plan
 from buildd.engine.progress import PackageRun, Progress
-from buildd.execute.build import BuildControl
-from buildd.model import BuildRecord, Package
+from buildd.engine.uptodate import Lineage, Rules, Standing
+from buildd.model import BuildRecord
 from buildd.planner.states import Building, RunState, advance
 from buildd.store.runs import KnownResult, RunRecord
 
@@ -20,21 +22,33 @@ class Run:
     """Changed by the engine only, in trio's thread."""
 
     def __init__(
-        self, record: RunRecord, *, plan: Sequence[Package] | None = None, targets: Sequence[str] | None = None
+        self, record: RunRecord, *, places: Places | None = None, targets: Sequence[str] | None = None
     ) -> None:
         """`targets` are those of the request with the credentials that the record leaves out."""
         self.record = record
         self.targets = record.request.targets if targets is None else targets
-        self.plan = plan
-        """The plan of an earlier life of the daemon; None discovers and plans."""
+        self.places = places
+        """Where an earlier life of the daemon found the sources; None looks for them."""
+        self.resumed = False
+        """Whether an earlier life of the daemon began it."""
+        self.plan: Plan | None = None
+        self.rules: Rules | None = None
+        self.lineage: Lineage | None = None
+        self.standing = Standing({}, ())
         self.progress: Progress | None = None
         self.results: dict[str, KnownResult] = {}
-        """Earlier successes by key."""
+        """Earlier successes by key, of packages that are not settled."""
+        self.verified: dict[str, str] = {}
+        """Output ids of packages that are built again to be compared with what they left behind, by name."""
+        self.crcs: dict[str, int] = {}
+        """CRC-32 over the listing, by tree id, of packages that are not settled."""
         self.earlier: dict[str, BuildRecord] = {}
         """Successes of earlier lives of the daemon in this run, by package: taken over if the key is still equal."""
         self.attempts: Counter[str] = Counter()
-        """Builds of each package in this run so far, in earlier lives of the daemon too."""
-        self.builds: dict[str, BuildControl] = {}
+        """Attempts at each package so far, in earlier lives of the daemon too, and those that the run shared."""
+        self.retries: Counter[str] = Counter()
+        """Those of them that failed and were to be tried again."""
+        self.builds: dict[str, ActiveBuild] = {}
         """Running builds by package."""
         self.held = AsyncExitStack()
         """Clones in use."""
@@ -43,10 +57,34 @@ class Run:
         """Set when nothing is queued or running any more."""
         self.finished = trio.Event()
         """Set when the run has a final state, on disk."""
+        self._outputs: tuple[int, int, Set[str]] | None = None
+        """The outputs of a standing and a state of the progress, once they were asked for."""
 
     @property
     def id(self) -> str:
         return self.record.id
+
+    def forces(self, package: str) -> bool:
+        """Whether a package is built even when it has a result."""
+        request = self.record.request
+        return request.force or package in request.force_packages or package in self.verified
+
+    def counts(self, package: str, repository: str) -> bool:
+        """Whether a new success of a package in a repository may answer this run."""
+        mine = self.plan.packages.get(package) if self.plan is not None else None
+        if mine is None or self.rules is None:
+            return False
+        strategy = self.rules.strategy(mine)
+        return strategy == "aggressive" or (strategy == "conservative" and mine.repository == repository)
+
+    def uses(self, output: str) -> bool:
+        """Whether an artifact answers a package of this run, so that another may still need it."""
+        changes = self.progress.changes if self.progress is not None else 0
+        if self._outputs is None or self._outputs[:2] != (id(self.standing), changes):
+            packages = self.progress.packages.values() if self.progress is not None else ()
+            outputs = {entry.output_id for entry in self.standing.settled.values()}
+            self._outputs = id(self.standing), changes, outputs | {p.output_id for p in packages if p.output_id}
+        return output in self._outputs[2]
 
     def advance(self, state: RunState) -> RunRecord:
         """Change the run's state. Raises IllegalTransition."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 
-from buildd.engine.progress import PackageRun, Progress
+from buildd.engine.progress import SKIPPED, PackageRun, Progress
 from buildd.model import PackageState
 from buildd.planner.states import Building, Cancelled, Failed, name_of
 from buildd.protocol import RunPackage, RunView
-from buildd.store.runs import RunRecord
+from buildd.store.runs import RosterEntry, RunRecord
 
 
 def package_view(run: PackageRun, *, live: Callable[[str], tuple[str, int]] | None = None) -> RunPackage:
@@ -33,6 +34,25 @@ def package_view(run: PackageRun, *, live: Callable[[str], tuple[str, int]] | No
         message=run.message,
         last_line=last_line,
     )
+
+
+def roster_view(entries: Iterable[RosterEntry], directory: Callable[[str], Path]) -> list[RunPackage]:
+    """Packages that were up to date; `directory` gives the place of an artifact."""
+    return [
+        RunPackage(
+            name=entry.package,
+            version=entry.version,
+            state="skipped",
+            reason="unchanged",
+            phase=None,
+            duration_s=None,
+            build_id=None,
+            artifact=str(directory(entry.output_id)),
+            log_bytes=0,
+            message=SKIPPED,
+        )
+        for entry in entries
+    ]
 
 
 def run_view(record: RunRecord, progress: Progress | None = None, packages: Sequence[RunPackage] = ()) -> RunView:

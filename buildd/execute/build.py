@@ -4,34 +4,37 @@ The builder owns nothing that outlives it but the log and, on success, the artif
 not touch the database: the engine records what `run_build` returns.
 
 Invariant: `run_build` always returns an `Outcome` (also when cancelled through its `BuildControl`); it raises
-only for cancellation from outside and for bugs, and in every case its processes and directories are gone.
+only for cancellation from outside and for bugs. In every case its processes are gone then. Its directories go
+before that too, unless it succeeded: then they go when the scope closes, and nobody has to wait for that.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import structlog
 import trio
 from msgspec import Struct
 
 from buildd.config import Config
-from buildd.errors import BuilddError, BuildFailure, FailureReason
+from buildd.errors import BuilddError, BuildFailure, FailureReason, is_shortage
 from buildd.execute.archive import ExtractLimits, copy_file, extract, source_directory
 from buildd.execute.download import DistfileCache
+from buildd.execute.limits import Bound, PhaseBounds, SessionLimits, held_to, session_limits, took_too_long
 from buildd.execute.patches import Patch, patch_list, patch_script
 from buildd.execute.proctree import COOKIE
 from buildd.execute.sandbox import SYSTEM_PATH, WORK_DIRECTORIES, Layout, Output, Sandbox
 from buildd.execute.scope import Scope
-from buildd.execute.session import Command, Observer, SessionLimits, run_session
+from buildd.execute.session import Command, Observer, run_session
+from buildd.execute.turns import Turn, Turns
 from buildd.model import PHASES, BuildState, Package, PhaseRecord, Resources, Source
 from buildd.process import Spawner
 from buildd.publish.tarball import pack
@@ -46,7 +49,10 @@ T = TypeVar("T")
 SOURCE_DATE_EPOCH = 315_532_800
 """1980-01-01: the earliest time that zip files can hold. One for all, so that equal sources build equal outputs."""
 
-_CLEANUP_S = 30.0
+CLOSE_WITHIN_S = 30.0
+"""For the scope of a build."""
+_START_S = 0.5
+"""As long as a build counts as one that starts: most take some milliseconds, and large sources many seconds."""
 _BUILTIN = ("fetch", "checksum", "extract")
 """Phases in which the builder itself works on the recipe's sources, before the recipe's own commands."""
 
@@ -58,12 +64,18 @@ class BuildSpec(Struct, frozen=True, kw_only=True):
     dependencies: tuple[Output, ...]
     """The outputs of everything the package needs, directly or not."""
     fetch_only: bool = False
+    attempt: int = 1
+    """Counted from 1 within the run."""
+    order: int = 0
+    """Of the builds that start at the same time, the lowest goes first."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
     state: BuildState
     reason: FailureReason | None = None
     message: str | None = None
+    transient: bool = False
+    """Whether another attempt may succeed where this one failed."""
     exit_status: int | None = None
     phases: tuple[PhaseRecord, ...] = ()
     resources: Resources = Resources()
@@ -86,6 +98,8 @@ class BuildTools(Struct, frozen=True, kw_only=True):
     """Held while a process is started: between two, other tasks have their turn."""
     instance: str
     """Id of this daemon process; the warden looks for it."""
+    starts: Turns = msgspec.field(default_factory=lambda: Turns(len(os.sched_getaffinity(0)), lasting=_START_S))
+    """Held from the work directory to the first phase: that takes a processor."""
 
 
 class BuildControl:
@@ -158,23 +172,50 @@ class PhaseBook:
         if self.current is not None:
             self.end(self.current, -1)
 
+    def spent(self, name: str) -> float:
+        """Seconds that a phase has taken so far."""
+        ended = sum(record.duration_s or 0.0 for record in self.records if record.name == name)
+        return ended + (time.monotonic() - self._begun if self.current == name else 0.0)
+
 
 async def run_build(
-    spec: BuildSpec, tools: BuildTools, control: BuildControl, on_phase: Callable[[str], None]
+    spec: BuildSpec,
+    tools: BuildTools,
+    control: BuildControl,
+    on_phase: Callable[[str], None],
+    *,
+    scope: Scope,
+    recorded: Callable[[], Awaitable[None]],
 ) -> Outcome:
-    """Build `spec`, telling `on_phase` of each phase that begins."""
-    builder = _Builder(spec, tools, control, PhaseBook(on_phase))
+    """Build `spec`, telling `on_phase` of each phase that begins.
+
+    `scope` takes what the build holds on disk. No phase begins before `recorded` has returned.
+    """
+    builder = _Builder(spec, tools, control, PhaseBook(on_phase), scope, recorded)
     try:
         with control.scope:
-            return await builder.run()
-        return builder.stopped()
+            outcome = await builder.run()
+        if control.scope.cancelled_caught:
+            outcome = builder.stopped()
     finally:
         builder.close()
+    if outcome.state != "success":
+        await scope.close()  # what is done about a failure may need the room
+    return outcome
 
 
 class _Builder:
-    def __init__(self, spec: BuildSpec, tools: BuildTools, control: BuildControl, book: PhaseBook) -> None:
+    def __init__(
+        self,
+        spec: BuildSpec,
+        tools: BuildTools,
+        control: BuildControl,
+        book: PhaseBook,
+        scope: Scope,
+        recorded: Callable[[], Awaitable[None]],
+    ) -> None:
         self._spec, self._tools, self._control, self._book = spec, tools, control, book
+        self._scope, self._recorded = scope, recorded
         self._package = spec.package
         self._work = Path(tools.config().daemon.work_dir) / spec.id
         self._resources = Resources()
@@ -182,6 +223,9 @@ class _Builder:
         self._started = time.monotonic()
         self._log: int | None = None
         """Descriptor of the log, once it is open."""
+        self._heard: Callable[[], None] | None = None
+        """Called for each line that goes to the log while the builder's own work is held to limits."""
+        self._turn: Turn | None = None
 
     def close(self) -> None:
         if self._log is not None:
@@ -194,18 +238,22 @@ class _Builder:
 
     async def run(self) -> Outcome:
         try:
-            manifest = await self._in_scope()
+            manifest = await self._build()
         except BuildFailure as failure:
-            return self._outcome("failed", failure.reason, failure.message)
+            return self._outcome("failed", failure.reason, failure.message, transient=failure.transient)
         except BuilddError as error:  # the source cannot be written out: a link that leaves it, an odd name
             return self._outcome("failed", "fetch_failed", error.message)
         except OSError as error:
-            return self._outcome("failed", _disk_reason(error), f"{error.strerror}: {error.filename}")
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            message = f"{error.strerror}: {error.filename}"
+            return self._outcome(
+                "failed", "disk_full" if full else "sandbox_failed", message, transient=full or is_shortage(error)
+            )
         except Exception:
             log.exception("build failed by a fault of the daemon")
             message = "internal error; the daemon's log has the details"
             return self._outcome("failed", "sandbox_failed", message)
-        return self._outcome("success", None, None, manifest)
+        return self._outcome("success", None, None, manifest=manifest)
 
     def stopped(self) -> Outcome:
         """The outcome after the engine cancelled."""
@@ -218,6 +266,8 @@ class _Builder:
         state: BuildState,
         reason: FailureReason | None,
         message: str | None,
+        *,
+        transient: bool = False,
         manifest: Manifest | None = None,
     ) -> Outcome:
         self._book.close()
@@ -228,6 +278,7 @@ class _Builder:
             state=state,
             reason=reason,
             message=message,
+            transient=transient,
             exit_status=self._exit_status,
             phases=tuple(self._book.records),
             resources=self._resources,
@@ -236,6 +287,8 @@ class _Builder:
         )
 
     def _say(self, text: str) -> None:
+        if self._heard is not None:
+            self._heard()
         if self._log is None:
             return
         try:
@@ -243,15 +296,14 @@ class _Builder:
         except OSError as error:
             log.warning("cannot write to the log of a build", build=self._spec.id, error=str(error))
 
-    # --- the scope ----------------------------------------------------------------------------------------
+    # --- from the source to the artifact ------------------------------------------------------------------
 
-    async def _in_scope(self) -> Manifest | None:
-        sandbox = self._tools.sandbox
-        async with Scope("build", close_within=_CLEANUP_S) as scope, AsyncExitStack() as stack:
-            scope.add("work directory", self._remove_work)
+    async def _build(self) -> Manifest | None:
+        async with self._tools.starts.take(self._spec.order) as self._turn:
+            self._scope.add("work directory", self._remove_work)
             await self._in_thread(self._prepare)
-            prefix = await stack.enter_async_context(sandbox.prefix(self._spec.id, self._spec.dependencies))
-            await self._phases(prefix)
+            await self._recorded()
+            await self._phases(await self._prefix())
             if self._spec.fetch_only:
                 return None
             manifest = await self._collect()
@@ -259,12 +311,19 @@ class _Builder:
                 await self._pack(manifest)
             return manifest
 
+    async def _prefix(self) -> Path | None:
+        stack = AsyncExitStack()
+        self._scope.add("prefix", stack.aclose)
+        return await stack.enter_async_context(self._tools.sandbox.prefix(self._spec.id, self._spec.dependencies))
+
     async def _remove_work(self) -> None:
         await trio.to_thread.run_sync(remove_tree, self._work, abandon_on_cancel=True, limiter=self._tools.threads)
 
     def _prepare(self) -> None:
         self._log = self._tools.logs.open(self._spec.id)
-        self._say(f"{self._package.name} {self._package.version}, build {self._spec.id}, key {self._spec.key}")
+        again = f", attempt {self._spec.attempt}" if self._spec.attempt > 1 else ""
+        self._say(f"{self._package.name} {self._package.version}, build {self._spec.id}, key {self._spec.key}{again}")
+        self._tools.sandbox.refresh()
         self._work.mkdir(mode=0o700)  # what a build makes setuid is out of reach for other users
         for name in WORK_DIRECTORIES:
             os.mkdir(self._work / name)
@@ -292,18 +351,19 @@ class _Builder:
         return manifest
 
     async def _pack(self, manifest: Manifest) -> None:
-        self._book.begin("package")
+        self._begin("package")
         self._book.settled()
-        path = await self._in_thread(
-            partial(
-                pack,
-                self._tools.artifacts,
-                manifest.output_id,
-                self._package.name,
-                self._package.version,
-                check=trio.from_thread.check_cancelled,
+        with self._own_part("package"):
+            path = await self._in_thread(
+                partial(
+                    pack,
+                    self._tools.artifacts,
+                    manifest.output_id,
+                    self._package.name,
+                    self._package.version,
+                    check=trio.from_thread.check_cancelled,
+                )
             )
-        )
         self._say(f"packed as {path}")
         self._book.end("package", 0)
 
@@ -328,23 +388,41 @@ class _Builder:
                 pending.append(command)
         await self._session(pending, prefix, network=False)
 
-    async def _builtin(self, phase: str) -> None:
+    def _begin(self, phase: str) -> None:
+        """A phase begins, and with the first one the start is over."""
+        assert self._turn is not None
+        self._turn.end()
         self._book.begin(phase)
+
+    async def _builtin(self, phase: str) -> None:
+        self._begin(phase)
         self._book.settled()
         self._say(phase)
-        if phase == "fetch":
+        with self._own_part(phase):
             for source in self._package.sources:
-                await self._tools.distfiles.fetch(source, self._say)
-        elif phase == "checksum":
-            for source in self._package.sources:
-                await self._tools.distfiles.verify(source)
-                self._say(f"{source.filename}: SHA-256 {source.sha256}")
-        else:
-            for source in self._package.sources:
-                self._say(f"extracting {source.filename} into {source.into}")
-                await self._in_thread(partial(self._extract, source))
+                await self._handle_source(phase, source)
         if phase not in self._package.phases:
             self._book.end(phase, 0)
+
+    async def _handle_source(self, phase: str, source: Source) -> None:
+        if phase == "fetch":
+            await self._tools.distfiles.fetch(source, self._say)
+        elif phase == "checksum":
+            await self._tools.distfiles.verify(source)
+            self._say(f"{source.filename}: SHA-256 {source.sha256}")
+        else:
+            self._say(f"extracting {source.filename} into {source.into}")
+            await self._in_thread(partial(self._extract, source))
+
+    @contextmanager
+    def _own_part(self, phase: str) -> Iterator[None]:
+        """Hold what the builder itself does in a phase to the recipe's limits of that phase."""
+        bounds = self._limits().phases.get(phase, PhaseBounds())
+        try:
+            with held_to(phase, bounds) as self._heard:
+                yield
+        finally:
+            self._heard = None
 
     def _extract(self, source: Source) -> None:
         into = source_directory(self._work / "src", source.into)
@@ -384,7 +462,7 @@ class _Builder:
         assert self._log is not None
         limits = self._limits()
         if time.monotonic() > limits.deadline:
-            raise BuildFailure("timeout", f"it took longer than {limits.timeout:g} s (limits.timeout)")
+            raise BuildFailure(*took_too_long(Bound(limits.timeout, "limits.timeout")))
         end = await run_session(
             commands,
             build=self._spec.id,
@@ -397,7 +475,7 @@ class _Builder:
             env=self._environment(network=network),
             log_file=self._log,
             limits=limits,
-            observer=Observer(self._book.begin, self._book.end, self._book.settled, self._add_use),
+            observer=Observer(self._begin, self._book.end, self._book.settled, self._add_use),
             grace=self._control.grace,
         )
         self._exit_status = end.exit_status
@@ -412,15 +490,8 @@ class _Builder:
         )
 
     def _limits(self) -> SessionLimits:
-        """The recipe's limits, none above the configuration's."""
-        own, most = self._package.limits, self._tools.config().limits
-        timeout = _capped(own.timeout, most.timeout)
-        return SessionLimits(
-            deadline=self._started + timeout if timeout else math.inf,
-            timeout=timeout,
-            silence=_capped(own.silence, most.silence),
-            log=int(_capped(own.log, most.log)),
-            memory=int(_capped(own.memory, most.memory)),
+        return session_limits(
+            self._package.limits, self._tools.config().limits, started=self._started, spent=self._book.spent
         )
 
     def _environment(self, *, network: bool) -> dict[str, str]:
@@ -451,15 +522,3 @@ class _Builder:
         if network:
             environment |= {n: os.environ[n] for n in config.fetch.environment if n in os.environ}
         return environment
-
-
-def _capped(own: float | None, most: float) -> float:
-    """A recipe's limit under the configuration's; 0 is none, None takes the configuration's."""
-    if own is None or (most and not own):
-        return most
-    return min(own, most) if most else own
-
-
-def _disk_reason(error: OSError) -> FailureReason:
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return "disk_full" if error.errno in full else "sandbox_failed"

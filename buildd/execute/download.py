@@ -27,7 +27,7 @@ from urllib.parse import quote
 import trio
 from msgspec import Struct
 
-from buildd.errors import BuildFailure
+from buildd.errors import BuildFailure, is_shortage
 from buildd.execute.transport import FetchError, Proxies, Transport, redacted
 from buildd.execute.wire import Address
 from buildd.model import Source
@@ -113,7 +113,7 @@ class DistfileCache:
                 log(f"waiting for {source.filename}, which another build is fetching")
             async with flight.lock:
                 if (failure := flight.failures.get(source.url)) is not None:
-                    raise BuildFailure(failure.reason, failure.message, hint=failure.hint)
+                    raise BuildFailure(failure.reason, failure.message, hint=failure.hint, transient=failure.transient)
                 if await self._present(source, log):
                     return self.path(source.sha256)
                 try:
@@ -167,10 +167,15 @@ class DistfileCache:
                 "fetch_failed",
                 f"{redacted(source.url)} was not fetched within {self._settings.total_timeout:g} s",
                 hint="try again later, add a mirror, or raise the time limit for fetching",
+                transient=True,
             )
 
     async def _from_anywhere(self, source: Source, log: Log) -> None:
-        """Ask the mirrors, then the URL itself, whose failure is the one that counts."""
+        """Ask the mirrors, then the URL itself, whose failure is the one that counts.
+
+        It may pass if that of any mirror may: the file is to be had as soon as one place answers.
+        """
+        mirror_may_answer = False
         for mirror in self._settings.mirrors:
             url = f"{mirror.rstrip('/')}/{quote(source.filename)}"
             try:
@@ -178,8 +183,13 @@ class DistfileCache:
             except BuildFailure as error:
                 if error.reason == "disk_full":
                     raise
+                mirror_may_answer = mirror_may_answer or error.transient
                 log(f"{error.message}; trying the next place")
-        return await self._with_retries(source.url, source, log)
+        try:
+            return await self._with_retries(source.url, source, log)
+        except BuildFailure as error:
+            error.transient = error.transient or (error.reason == "fetch_failed" and mirror_may_answer)
+            raise
 
     async def _with_retries(self, url: str, source: Source, log: Log) -> None:
         for attempt in range(self._settings.retries + 1):
@@ -187,8 +197,10 @@ class DistfileCache:
             try:
                 return await self._in_thread(partial(self._receive, url, source, log))
             except FetchError as error:
-                if not error.transient or attempt == self._settings.retries:
-                    raise BuildFailure("fetch_failed", error.message, hint=error.hint) from error
+                if not (error.transient and error.soon) or attempt == self._settings.retries:
+                    raise BuildFailure(
+                        "fetch_failed", error.message, hint=error.hint, transient=error.transient
+                    ) from error
                 pause = self._settings.backoff * 2**attempt * random.uniform(0.75, 1.25)
                 pause = min(max(pause, error.wait or 0.0), _LONGEST_PAUSE_S)
                 log(f"{error.message}; trying again in {pause:.0f} s")
@@ -198,6 +210,7 @@ class DistfileCache:
                     "disk_full" if full else "fetch_failed",
                     f"cannot store {source.filename} in {self.directory}: {error.strerror}",
                     hint="free some space" if full else "check that buildd may write there",
+                    transient=full or is_shortage(error),
                 ) from error
             await trio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")

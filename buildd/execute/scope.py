@@ -37,6 +37,12 @@ class Scope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close what is held now. What is added later is closed by the next call, or when the scope ends."""
+        if not self._held:
+            return
         started = time.perf_counter()
         released: list[str] = []
         failed: list[str] = []

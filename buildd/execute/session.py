@@ -15,17 +15,17 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import structlog
 import trio
 from msgspec import Struct
 
-from buildd.errors import BuildFailure, FailureReason
+from buildd.errors import BuildFailure, is_shortage
+from buildd.execute.limits import SessionLimits, Watch
 from buildd.execute.output_pump import LAST_BYTES, OutputPump
-from buildd.execute.proctree import resident_bytes
-from buildd.execute.sandbox import Sandbox, Tree
+from buildd.execute.sandbox import Sandbox
 from buildd.model import Resources
 from buildd.process import Exit, Process, Spawner
 
@@ -50,6 +50,7 @@ done
 """
 _REPORT = re.compile(rb"(?P<verb>begin|end) (?P<phase>[a-z]{1,16})(?: (?P<status>[0-9]{1,3}))?")
 _LONGEST_REPORT = 64
+_PIPE_BYTES = 65536
 TICK_S = 0.5
 KILL_WITHIN_S = 5.0
 _GRACE_TICK_S = 0.1
@@ -58,17 +59,6 @@ _GRACE_TICK_S = 0.1
 class Command(Struct, frozen=True, kw_only=True):
     phase: str
     text: str
-
-
-class SessionLimits(Struct, frozen=True, kw_only=True):
-    """Bounds watched while a session runs; 0 is no limit."""
-
-    deadline: float
-    """On time.monotonic()'s clock; infinite without a limit."""
-    timeout: float
-    silence: float
-    log: int
-    memory: int
 
 
 class SessionEnd(Struct, frozen=True, kw_only=True):
@@ -112,7 +102,6 @@ async def run_session(
     """
     arguments = [part for c in commands for part in (c.phase, c.text)]
     argv = sandbox.argv(["/bin/sh", "-c", DRIVER, "buildd", *arguments], work=work, prefix=prefix, network=network)
-    report = _Report([c.phase for c in commands], observer)
     with _pipe() as reports, closing(OutputPump(log_file, limits.log)) as output:
         try:
             async with spawn_turn:
@@ -122,13 +111,15 @@ async def run_session(
                 "sandbox_failed",
                 f"cannot start {argv[0]}: {error.strerror}",
                 hint="run `buildctl doctor`; out of processes, memory or open files?",
+                transient=is_shortage(error),
             ) from None
         finally:
             reports.close_writer()
             output.close_writer()
         with process:
             tree = sandbox.tree(process, build)
-            watch = _Watch(limits, tree, output)
+            watch = Watch(limits, tree, output)
+            report = _Report([c.phase for c in commands], observer, watch)
             failure: BuildFailure | None = None
             finished = False
             try:
@@ -159,7 +150,7 @@ async def run_session(
             if failure is not None:
                 raise failure
             if process.exit is None:
-                raise BuildFailure("sandbox_failed", "the sandbox did not end, not even by SIGKILL")
+                raise BuildFailure("sandbox_failed", "the sandbox did not end, not even by SIGKILL", transient=True)
             return report.end(process.exit)
 
 
@@ -206,9 +197,10 @@ class _Report:
     expected phases in their order; a build can lie about its own success, as it can by `exit 0`, and no more.
     """
 
-    def __init__(self, expected: Sequence[str], observer: Observer) -> None:
+    def __init__(self, expected: Sequence[str], observer: Observer, watch: Watch) -> None:
         self._expected = list(reversed(expected))
         self._observer = observer
+        self._watch = watch
         self._buffer = b""
         self._failed: tuple[str, int] | None = None
         self._current: str | None = None
@@ -226,6 +218,7 @@ class _Report:
             verb, phase, status = match["verb"].decode(), match["phase"].decode(), match["status"]
             if verb == "begin" and status is None and self._current is None and self._expected[-1:] == [phase]:
                 self._begun, self._current = True, self._expected.pop()
+                self._watch.enter(phase)
                 self._observer.begin(phase)
             elif verb == "end" and status is not None and phase == self._current and self._failed is None:
                 self._end(phase, _exit_status(int(status)))
@@ -235,6 +228,7 @@ class _Report:
 
     def _end(self, phase: str, status: int) -> None:
         self._current = None
+        self._watch.leave()
         self._observer.end(phase, status)
         if status:
             self._failed = (phase, status)
@@ -251,6 +245,7 @@ class _Report:
                 "sandbox_failed",
                 f"the sandbox ended with status {exit.status} outside of any phase; its message is in the log",
                 hint="run `buildctl doctor`",
+                transient=not self._begun,
             )
         return SessionEnd(failed_phase=None, exit_status=0)
 
@@ -264,59 +259,34 @@ def _tampered() -> BuildFailure:
     return BuildFailure("sandbox_failed", "the build wrote to the pipe by which its phases are reported")
 
 
-async def _follow(reader: int, report: _Report, watch: _Watch, process: Process) -> None:
-    """Read the driver's reports until it closes the pipe or ends, watching the limits meanwhile."""
-    look_at = trio.current_time() + TICK_S
+async def _follow(reader: int, report: _Report, watch: Watch, process: Process) -> None:
+    """Read the driver's reports until it closes the pipe or ends, watching the limits meanwhile.
+
+    Limits are looked at in the moment they break, and only after everything that was reported by then: a phase
+    that has ended is not held to its limits any more, and the next one to its own alone.
+    """
+    tick = time.monotonic() + TICK_S
     while True:
-        with trio.move_on_at(look_at):
+        with trio.move_on_after(max(0.0, min(tick, watch.breaks_at) - time.monotonic())):
             await trio.lowlevel.wait_readable(reader)
-            try:
-                data = os.read(reader, 65536)
-            except BlockingIOError:
-                continue  # a phase that found the pipe in /proc was faster
-            if not data:
-                return
+        data = _read_now(reader)
+        if data == b"":
+            return
+        if data is not None:
             report.feed(data)
-        if trio.current_time() >= look_at:
-            look_at = trio.current_time() + TICK_S
+        if time.monotonic() >= min(tick, watch.breaks_at):
+            tick = time.monotonic() + TICK_S
             broken = watch.look()
             if broken is not None:
                 raise BuildFailure(*broken)
             if process.poll() is not None:  # something in the background keeps the pipe open
-                with suppress(BlockingIOError):
-                    report.feed(os.read(reader, 65536))
+                report.feed(_read_now(reader) or b"")
                 return
 
 
-class _Watch:
-    """The limits of a session, and what was seen of its use of them."""
-
-    def __init__(self, limits: SessionLimits, tree: Tree, output: OutputPump) -> None:
-        self._limits = limits
-        self._tree = tree
-        self._output = output
-        self._log_size = output.size
-        self._last_output = time.monotonic()
-        self.largest_rss = 0
-        """Bytes of the largest process at any look."""
-
-    def look(self) -> tuple[FailureReason, str] | None:
-        """The limit that is broken, and how; None while all hold."""
-        limits, now = self._limits, time.monotonic()
-        size = self._output.size
-        if size != self._log_size:
-            self._log_size, self._last_output = size, now
-        resident = resident_bytes(self._tree.pids())
-        self.largest_rss = max(self.largest_rss, *resident, 0)
-        if now > limits.deadline:
-            return "timeout", f"it took longer than {limits.timeout:g} s (limits.timeout)"
-        if limits.silence and now - self._last_output > limits.silence:
-            return "silent", f"no output for {limits.silence:g} s (limits.silence)"
-        if self._output.trouble is not None:
-            return self._output.trouble
-        if limits.memory and sum(resident) > limits.memory:
-            return (
-                "oom",
-                f"its processes used {sum(resident)} bytes of memory together, over {limits.memory} (limits.memory)",
-            )
+def _read_now(reader: int) -> bytes | None:
+    """What is in the pipe; empty when it was closed, None when there is nothing."""
+    try:
+        return os.read(reader, _PIPE_BYTES)
+    except BlockingIOError:
         return None

@@ -29,8 +29,9 @@ from buildd.execute.wire import Address, Wire, dial
 
 _CHUNK = 1 << 18
 _REDIRECTS = {301, 302, 303, 307, 308}
-_PASSING = {408, 421, 425, 429, 500, 502, 503, 504}  # worth another attempt; so are 520-530 of some proxies
-_TRANSIENT_EAI = {socket.EAI_AGAIN, socket.EAI_SYSTEM}
+_PASSING = {408, 421, 425, 429}  # worth another attempt; so is trouble of the server's own, 500-599
+_FINAL = {501, 505}  # of these: the server will never know the method or the version
+_SOON_EAI = {socket.EAI_AGAIN, socket.EAI_SYSTEM}  # others are what the name server is sure of at the moment
 _SECRET = re.compile(r"(?i)(^|&)([^=&]*(?:token|secret|passw|key|sig|auth|cred)[^=&]*)=[^&]*")
 _PORTS = {"http": 80, "https": 443}
 
@@ -66,12 +67,19 @@ _PROXY_VARIABLES = ("https_proxy", "all_proxy", "no_proxy")
 
 
 class FetchError(Exception):
-    """An attempt failed. `transient`: the same URL may work later, after `wait` seconds if the server said so."""
+    """An attempt failed.
 
-    def __init__(self, message: str, *, transient: bool, wait: float | None = None, hint: str = "") -> None:
+    `transient`: the same URL may work later, after `wait` seconds if the server said so. `soon`: it may take no
+    more than seconds.
+    """
+
+    def __init__(
+        self, message: str, *, transient: bool, soon: bool = True, wait: float | None = None, hint: str = ""
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.transient = transient
+        self.soon = soon
         self.wait = wait
         self.hint = hint
 
@@ -140,6 +148,10 @@ class Transport:
             )
         if parts.scheme != "file" and (not parts.hostname or port == 0):
             raise FetchError(f"{redacted(url)} names no server", transient=False)
+        try:
+            _host(parts).encode("idna")  # as getaddrinfo(3) is called, which does not say it as an OSError
+        except UnicodeError:
+            raise FetchError(f"{redacted(url)}: a server cannot have such a name", transient=False) from None
         return parts
 
     def _redirected(self, url: str, response: http.client.HTTPResponse) -> str:
@@ -265,7 +277,7 @@ def _refused(response: http.client.HTTPResponse, url: str) -> FetchError:
         hint = "the file is gone from there: correct the url, or add a mirror that has it"
     return FetchError(
         f"{redacted(url)}: the server answered {status} {response.reason[:80]}".rstrip(),
-        transient=status in _PASSING or 520 <= status <= 530,
+        transient=status in _PASSING or (500 <= status <= 599 and status not in _FINAL),
         wait=_retry_after(response.getheader("Retry-After")),
         hint=hint,
     )
@@ -315,7 +327,9 @@ def _described(error: OSError | http.client.HTTPException, url: str) -> FetchErr
     if isinstance(error, socket.gaierror):
         return FetchError(
             f"{where}: the name of the server cannot be resolved: {error.strerror}",
-            transient=error.errno in _TRANSIENT_EAI,
+            transient=True,
+            soon=error.errno in _SOON_EAI,
+            hint="check the name in the url, and the name servers of this machine",
         )
     if isinstance(error, ssl.SSLError):
         return FetchError(f"{where}: TLS failed: {error.reason or error.strerror}", transient=True)

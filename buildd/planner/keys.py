@@ -1,7 +1,11 @@
 """The cache key (D5): everything that can change a build's output, and nothing that cannot.
 
-A key is the SHA-256 of the canonical JSON of its parts (sorted keys, no white space). The parts are stored
-with the build, so that a difference can be named. Limits, priorities and worker counts are not in it.
+A key is the SHA-256 of the canonical JSON of its parts (sorted keys, no white space). Limits, priorities and
+worker counts are not in it. Of each direct dependency it has the closure id, the root of a Merkle tree over its
+output and the closures of its own dependencies: equal ids mean equal outputs all the way down, and a package's
+key costs no more than its direct dependencies, however deep the graph is.
+
+`Inputs` is what is stored with a build, so that any difference can be named later.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from msgspec import Struct
 
 from buildd.model import Package
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the meaning of a key changes, so that no old result is taken for a new one."""
 
 
@@ -43,12 +47,32 @@ class KeyParts(Struct, frozen=True, kw_only=True):
     """Id of the root file system and fixed paths the build sees."""
     architecture: str
     dependencies: dict[str, str]
-    """Name of each direct and indirect dependency to the id of its output."""
+    """Name of each direct dependency to its closure id."""
     format: int = FORMAT
 
 
+class Inputs(Struct, frozen=True, kw_only=True):
+    """Everything that decided a build: the parts of its key, and what they stand for."""
+
+    parts: KeyParts
+    outputs: dict[str, str]
+    """Name of each dependency to the id of its output: all of them, or the direct ones of a very large closure."""
+    environment: dict[str, str]
+    """What `parts.environment` was made from, by name."""
+    strategy: str
+    repository: str
+    commit: str | None
+    """Commit the package was found in; None for a snapshot of a directory."""
+    root: str
+    """Git tree id of the whole revision."""
+    path: str
+    """Of the package's subtree in it."""
+    crc: int | None = None
+    """CRC-32 over the listing of the source."""
+
+
 def key_parts(package: Package, *, environment: str, architecture: str, dependencies: Mapping[str, str]) -> KeyParts:
-    """The parts of `package`'s key, given the output ids of the closure of its dependencies."""
+    """The parts of `package`'s key, given the closure ids of its direct dependencies."""
     return KeyParts(
         name=package.name,
         version=package.version,
@@ -76,3 +100,11 @@ def key_parts(package: Package, *, environment: str, architecture: str, dependen
 def key_of(parts: KeyParts) -> str:
     """SHA-256 of the parts, in hexadecimal."""
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def closure_id(output: str | None, dependencies: Mapping[str, str]) -> str:
+    """What dependents see of a package: its output and, by name, the closure ids of what it depends on itself.
+
+    SHA-256 in hexadecimal over the canonical JSON of both. `output` None is a package without one.
+    """
+    return hashlib.sha256(msgspec.json.encode([output, dependencies], order="deterministic")).hexdigest()

@@ -20,7 +20,7 @@ import zstandard
 from buildd.errors import BuildFailure
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.listing import OutputEntry, OutputListing
-from buildd.store.tree import sync_directory, uncancelled
+from buildd.store.tree import CHUNK, sync_directory, uncancelled
 
 MANIFEST = "manifest.json"
 """Name of the manifest in a tarball, directly below the prefix."""
@@ -53,6 +53,20 @@ def pack(
             check=check,
         )
     return target
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a tarball is as it was written, by the checksum that zstd puts at its end. Raises OSError."""
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    with path.open("rb") as file:
+        try:
+            while data := file.read(CHUNK):
+                if decompressor.eof:
+                    return False
+                decompressor.decompress(data)
+        except zstandard.ZstdError:
+            return False
+    return decompressor.eof and not decompressor.unused_data
 
 
 def write_tar_zst(

@@ -17,9 +17,9 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import msgspec
 from msgspec import Struct
 
-from buildd.config import Bytes, Seconds, decode_quantity
+from buildd.config import Bytes, Seconds, decode_quantity, parse_seconds
 from buildd.errors import InvalidInput, NotFound
-from buildd.model import PHASES, Limits, Package, Source
+from buildd.model import PHASES, Limits, Package, PhaseLimits, Source
 from buildd.recipes.presets import PRESETS
 
 RECIPE_FILE = "buildd.toml"
@@ -56,7 +56,6 @@ class Origin(Struct, frozen=True, kw_only=True):
 
     repository: str
     store: str
-    commit: str | None
 
 
 class _SourceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,11 +68,17 @@ class _SourceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     patches: tuple[str, ...] = ()
 
 
+class _PhaseLimitsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    timeout: Seconds | None = None
+    silence: Seconds | None = None
+
+
 class _LimitsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout: Seconds | None = None
     silence: Seconds | None = None
     log: Bytes | None = None
     memory: Bytes | None = None
+    phases: dict[str, _PhaseLimitsTable] = {}
 
 
 class _PackageTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,18 +97,25 @@ class _PackageTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ignore: str = ""
 
 
-def discover(tree: Tree, origin: Origin) -> list[Package]:
-    """Every package of every `buildd.toml` in the tree. Raises InvalidInput naming file and key."""
-    found: dict[str, tuple[Package, str]] = {}
+def discover(tree: Tree, origin: Origin) -> dict[str, tuple[Package, ...]]:
+    """The packages of every `buildd.toml` in the tree, by its path. Raises InvalidInput naming file and key."""
+    found: dict[str, tuple[Package, ...]] = {}
+    seen: dict[str, str] = {}
     for path, blob in tree.files_named(RECIPE_FILE):
-        for package in _read_file(path, _content(tree, path, blob), tree, origin):
-            if package.name in found:
+        found[path] = read_recipes(path, blob, tree, origin)
+        for package in found[path]:
+            if package.name in seen:
                 raise InvalidInput(
-                    f"package {package.name} is defined twice: in {found[package.name][1]} and in {path}",
+                    f"package {package.name} is defined twice: in {seen[package.name]} and in {path}",
                     hint="rename one of them",
                 )
-            found[package.name] = (package, path)
-    return [package for package, _ in found.values()]
+            seen[package.name] = path
+    return found
+
+
+def read_recipes(path: str, blob: str, tree: Tree, origin: Origin) -> tuple[Package, ...]:
+    """The packages of one recipe file. Raises InvalidInput naming file and key."""
+    return tuple(_read_file(path, _content(tree, path, blob), tree, origin))
 
 
 def _content(tree: Tree, path: str, blob: str) -> bytes:
@@ -151,7 +163,7 @@ class _Reader:
         if not isinstance(table, dict):
             raise self._wrong("not a table", f"write [package.{self._name}]")
         self._check_keys(table, _PackageTable, "")
-        self._check_keys(table.get("limits", {}), _LimitsTable, "limits.")
+        self._check_limits(table.get("limits"))
         for source in table.get("source", ()) if isinstance(table.get("source"), list) else ():
             self._check_keys(source, _SourceTable, "source.")
         try:
@@ -180,7 +192,6 @@ class _Reader:
             path=path,
             repository=self._origin.repository,
             store=self._origin.store,
-            commit=self._origin.commit,
             tree=tree,
             depends=tuple(dict.fromkeys(recipe.depends)),
             system=recipe.system,
@@ -202,6 +213,24 @@ class _Reader:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {prefix}{near[0]}? " if near else ""
                 raise self._wrong(f"unknown key {prefix}{_shown(key)}", f"{hint}known: {', '.join(known)}")
+
+    def _check_limits(self, table: Any) -> None:
+        self._check_keys(table, _LimitsTable, "limits.")
+        phases = table.get("phases") if isinstance(table, dict) else None
+        for phase, limits in phases.items() if isinstance(phases, dict) else ():
+            key = f"limits.phases.{_shown(phase)}"
+            if phase not in PHASES:
+                near = difflib.get_close_matches(phase, PHASES, n=1)
+                hint = f"did you mean limits.phases.{near[0]}? " if near else ""
+                raise self._wrong(f"unknown phase {key}", f"{hint}phases: {', '.join(PHASES)}")
+            if not isinstance(limits, dict):
+                raise self._wrong(f"{key} is not a table", f"write [package.{self._name}.{key}]")
+            self._check_keys(limits, _PhaseLimitsTable, f"{key}.")
+            for name, value in limits.items():  # one by one: msgspec does not name the keys of a dictionary
+                try:
+                    parse_seconds(value)
+                except ValueError as error:
+                    raise self._wrong(f"{key}.{name}: {_one_line(str(error))}", "see buildd-recipe(5)") from None
 
     def _phases(self, recipe: _PackageTable) -> dict[str, str]:
         preset = PRESETS.get(recipe.system)
@@ -252,11 +281,19 @@ class _Reader:
 def _limits(table: _LimitsTable) -> Limits:
     """With plain numbers, as they are stored."""
     return Limits(
-        timeout=None if table.timeout is None else float(table.timeout),
-        silence=None if table.silence is None else float(table.silence),
+        timeout=_plain(table.timeout),
+        silence=_plain(table.silence),
         log=None if table.log is None else int(table.log),
         memory=None if table.memory is None else int(table.memory),
+        phases={
+            phase: PhaseLimits(timeout=_plain(limits.timeout), silence=_plain(limits.silence))
+            for phase, limits in table.phases.items()
+        },
     )
+
+
+def _plain(duration: Seconds | None) -> float | None:
+    return None if duration is None else float(duration)
 
 
 def _split_url(text: str) -> SplitResult | None:

@@ -1,260 +1,308 @@
-"""The one door to SQLite: a writer thread that groups commits, and a pool of read-only connections.
+"""The database: what is submitted goes to the writer's thread, questions to a pool of read-only connections.
 
-Invariants: all writes go through one thread, in the order they were submitted; a `Commit` that reports
-success is on disk (WAL, synchronous=FULL); a batch is applied whole or not at all, and a batch that fails
-does not take the others of its group with it.
+Invariants: all writes go through one thread, in the order they were submitted; a `Commit` that is stored is on
+disk (WAL, synchronous=FULL); a batch is applied whole or not at all, and a batch that fails does not take the
+others of its group with it; what the database cannot take now is kept and written when it can.
 """
 
 from __future__ import annotations
 
-import queue
-import sqlite3
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 import trio
 
-from buildd.errors import BuilddError
-from buildd.store.schema import MIGRATIONS
+from buildd.store import sqlite
+from buildd.store.batches import Commit as Commit
+from buildd.store.dbfile import DatabaseFile
+from buildd.store.renewal import History, Renewal
+from buildd.store.sqlite import Connection as Connection, DatabaseError as DatabaseError, Statement as Statement
+from buildd.store.trouble import in_words, kind_of
+from buildd.store.writer import Report, Writer
 
 log = structlog.get_logger()
 T = TypeVar("T")
-Statement = tuple[str, Sequence[Any]]
 
 READERS = 4
-BUSY_TIMEOUT_S = 5.0
-
-
-class DatabaseError(BuilddError):
-    """A write could not be made durable, or a read failed."""
-
-
-class Commit:
-    """A batch on its way to disk. `await commit.wait()` returns once it is there, or raises DatabaseError."""
-
-    __slots__ = ("_event", "error", "statements")
-
-    def __init__(self, statements: Sequence[Statement]) -> None:
-        self.statements = statements
-        self.error: Exception | None = None
-        self._event = trio.Event()
-
-    @property
-    def settled(self) -> bool:
-        """Whether the batch is on disk, or has failed."""
-        return self._event.is_set()
-
-    async def wait(self) -> None:
-        await self._event.wait()
-        if self.error is not None:
-            raise DatabaseError(
-                f"the database could not record this: {self.error}",
-                hint="see `buildctl status` and the daemon's log; free disk space or check the state directory",
-            )
+END_PATIENCE_S = 10.0
+"""How long the end of the daemon waits for what is still to be written."""
+REPAIR_PATIENCE_S = 30.0
+"""How long a reader waits for a new file when the one in use is lost."""
 
 
 class Database:
     """The database at `path`. `open` before use; `run` owns the writer thread; all methods on trio's thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, history: History | None = None) -> None:
         self.path = path
-        self.set_aside: Path | None = None
-        """Where a corrupt database was moved to at `open`."""
+        self.renewal: Renewal | None = None
+        """The last time that it was replaced, since the daemon began."""
         self.trouble: str | None = None
-        """The last write error; None when the last write worked."""
-        self._queue: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
-        self._readers: list[sqlite3.Connection] = []
+        """Why it cannot record now, and what to do about it; None when it can."""
+        self.waiting = 0
+        """Batches in memory that are to be written when it can."""
+        self._file = DatabaseFile(path, history)
+        self._writer: Writer | None = None
+        self._running = False
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._failure: Exception | None = None
+        self._broken = trio.Event()
+        self._readers: list[tuple[int, Connection]] = []
+        self._shed = 0
+        """Events that were dropped since it cannot record."""
+        self._generation = 0
+        """Of the file: connections to an earlier one are not used again."""
         self._limiter = trio.CapacityLimiter(READERS)
-        self._writer: sqlite3.Connection | None = None
         self._on_commit: list[Callable[[], None]] = []
+        self._on_shed: list[Callable[[Sequence[Commit]], None]] = []
+        self._on_lost: list[Callable[[], Iterable[Statement]]] = []
+        self._on_renewed: list[Callable[[Renewal], None]] = []
 
-    # --- opening ------------------------------------------------------------------------------------------
+    # --- life ---------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open or create, check and migrate. A damaged file is set aside and a new one begun.
+        """Open or create, check and migrate. A damaged file is set aside and a new one begun. Blocks.
 
         Raises DatabaseError when the file is from a newer buildd, or cannot be opened at all.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._writer = self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise DatabaseError(
-                    f"cannot open the database {self.path}: {error}",
-                    hint="check that the state directory is writable by the daemon and the disk is not full",
-                ) from None
-            self._move_aside(str(error))
-            self._writer = self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        try:
-            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            self._migrate(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
-            raise DatabaseError(
-                f"the database {self.path} was written by a newer buildd (schema {version}, known {len(MIGRATIONS)})",
-                hint="start that version, or give this one another state directory",
-            )
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-            connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
-
-    def _move_aside(self, why: str) -> None:
-        self.set_aside = self.path.with_name(f"{self.path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}")
-        for suffix in ("-wal", "-shm", ""):
-            file = self.path.with_name(self.path.name + suffix)
-            if file.exists():
-                file.rename(self.set_aside.with_name(self.set_aside.name + suffix))
-        log.error("the database was damaged and is set aside", path=str(self.set_aside), why=why)
-
-    # --- writing ------------------------------------------------------------------------------------------
+        connection, self.renewal = self._file.open()
+        self._writer = Writer(self._file, connection, self)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the writer until cancelled; then write what was submitted, and close every connection."""
-        assert self._writer is not None, "open() comes first"
-        thread = threading.Thread(
-            target=self._write_forever,
-            args=(trio.lowlevel.current_trio_token(),),
-            name="database-writer",
-            daemon=True,
-        )
+        writer = self._opened()
+        self._token = trio.lowlevel.current_trio_token()
+        thread = threading.Thread(target=writer.run, args=(self._token,), name="database-writer", daemon=True)
         thread.start()
+        self._running = True
         task_status.started()
         try:
-            await trio.sleep_forever()
+            await self._broken.wait()
+            raise RuntimeError("the database's writer met what it was not made for") from self._failure
         finally:
-            for connection in self._readers:  # before the writer: the last one to close leaves no write-ahead log
+            self._running = False
+            for _, connection in self._readers:  # before the writer: the last one to close leaves no write-ahead log
                 connection.close()
             self._readers.clear()
-            self._queue.put(None)
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + BUSY_TIMEOUT_S):
+            writer.submit(writer.stop)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + END_PATIENCE_S):
                 await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
 
-    def submit(self, statements: Sequence[Statement]) -> Commit:
-        """Hand a batch to the writer; it is applied after everything submitted before."""
-        commit = Commit(statements)
-        self._queue.put(commit)
+    def _opened(self) -> Writer:
+        assert self._writer is not None, "open() comes first"
+        return self._writer
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        statements: Sequence[Statement],
+        *,
+        keep: bool = True,
+        note: Statement | None = None,
+        instead: Statement | None = None,
+    ) -> Commit:
+        """Hand a batch to the writer; it is applied after everything submitted before.
+
+        What cannot be written now is kept for later, or without `keep` given up; see `Commit` for the rest.
+        """
+        commit = Commit(statements, keep=keep, note=note, instead=instead)
+        self._opened().submit(commit)
         return commit
 
-    def _write_forever(self, token: trio.lowlevel.TrioToken) -> None:
-        assert self._writer is not None
-        stop = False
-        while not stop:
-            group: list[Commit] = []
-            item = self._queue.get()
-            while True:
-                if item is None:
-                    stop = True
-                else:
-                    group.append(item)
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            if group:
-                self._write_group(group)
-                try:
-                    token.run_sync_soon(self._settle, group)
-                except trio.RunFinishedError:
-                    break
-        self._writer.close()
+    def on_commit(self, call: Callable[[], None]) -> None:
+        """Call this on trio's thread each time that batches were written, kept or failed."""
+        self._on_commit.append(call)
 
-    def _write_group(self, group: list[Commit]) -> None:
-        """One transaction for all; when it fails as a whole, each batch gets a transaction of its own."""
-        try:
-            self._transact([s for commit in group for s in commit.statements])
-        except Exception as error:  # OverflowError, UnicodeEncodeError: values that SQLite cannot take
-            if len(group) == 1:
-                group[0].error = error
-                return
-            for commit in group:
-                try:
-                    self._transact(commit.statements)
-                except Exception as single:
-                    commit.error = single
+    def on_shed(self, call: Callable[[Sequence[Commit]], None]) -> None:
+        """Call this on trio's thread with kept batches that lost their notes for want of memory."""
+        self._on_shed.append(call)
 
-    def _transact(self, statements: Sequence[Statement]) -> None:
-        writer = self._writer
-        assert writer is not None
-        writer.execute("BEGIN IMMEDIATE")
-        try:
-            for sql, parameters in statements:
-                writer.execute(sql, parameters)
-            writer.execute("COMMIT")
-        except BaseException:
-            if writer.in_transaction:
-                writer.execute("ROLLBACK")
-            raise
+    def on_renewed(self, statements: Callable[[], Iterable[Statement]]) -> None:
+        """Ask this on trio's thread for what only memory knows, when a new database lacks it.
 
-    def _settle(self, group: list[Commit]) -> None:
-        trouble = next((str(c.error) for c in group if c.error is not None), None)
-        if trouble != self.trouble:
-            if trouble is None:
-                log.info("the database records again")
-            else:
-                log.error("the database cannot record", error=trouble, path=str(self.path))
-            self.trouble = trouble
-        for commit in group:
-            commit._event.set()
+        The statements are written before everything that waits then and everything submitted later. A row that is
+        there already is left as it is. They are read in another thread.
+        """
+        self._on_lost.append(statements)
+
+    def after_renewal(self, call: Callable[[Renewal], None]) -> None:
+        """Call this on trio's thread when a new database is in place."""
+        self._on_renewed.append(call)
+
+    # --- what the writer tells, on trio's thread ----------------------------------------------------------
+
+    def report(self, report: Report) -> None:
+        trouble = "; ".join(report.trouble) if report.trouble is not None else None
+        if trouble is not None and trouble != self.trouble:
+            log.error("the database cannot record; builds go on", why=trouble, waiting=report.waiting)
+        elif trouble is None and self.trouble is not None:
+            log.info("the database records again", waiting=report.waiting, events_dropped=self._shed)
+            self._shed = 0
+        self.trouble, self.waiting = trouble, report.waiting
+        for commit, state, error in report.outcomes:
+            commit.settle(state, self._explained(error, state) if error is not None else None)
         for call in self._on_commit:
             call()
+        if report.shed:
+            if not self._shed:
+                log.error("memory runs out for what the database cannot take: the oldest events are dropped")
+            self._shed += len(report.shed)
+            for drop in self._on_shed:
+                drop(report.shed)
+        if report.renewal is not None:
+            self._renewed(report.renewal)
 
-    def on_commit(self, call: Callable[[], None]) -> None:
-        """Call this on trio's thread after each group that was written or failed."""
-        self._on_commit.append(call)
+    def _explained(self, error: Exception, state: str) -> DatabaseError:
+        what, hint = in_words(error, self.path)
+        if state == "failed":
+            log.error("a record can never be written", error=what)
+        return DatabaseError(f"the database could not record this: {what}", hint=hint)
+
+    def _renewed(self, renewal: Renewal) -> None:
+        self.renewal = renewal
+        self._generation += 1
+        renewal.log()
+        for call in self._on_renewed:
+            call(renewal)
+
+    def live_state(self) -> list[Iterable[Statement]]:
+        parts: list[Iterable[Statement]] = []
+        for statements in self._on_lost:
+            try:
+                parts.append(statements())
+            except Exception:
+                log.exception("a part of the daemon's state is missing in the new database")
+        return parts
+
+    def broken(self, error: Exception) -> None:
+        self._failure = error
+        self._broken.set()
 
     # --- reading ------------------------------------------------------------------------------------------
 
-    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` on a read-only connection in a worker thread. Raises DatabaseError."""
+        try:
+            return await self._read(query)
+        except sqlite.Error as error:
+            if kind_of(error) not in ("damaged", "cannot_open") or not self._running:
+                raise self._unreadable(error) from None
+        await self._look()
+        try:
+            return await self._read(query)
+        except sqlite.Error as error:
+            raise self._unreadable(error) from None
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        generation = self._generation
 
         def work() -> T:
-            try:
-                connection = self._readers.pop()
-            except IndexError:
-                connection = self._connect_reader()
+            connection = self._pooled(generation) or self._file.connect_reader()
             try:
                 result = query(connection)
             except BaseException:
                 connection.close()
                 raise
-            self._readers.append(connection)
+            if self._running:
+                self._readers.append((generation, connection))
+            else:
+                connection.close()
             return result
 
-        try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
-        except sqlite3.Error as error:
-            raise DatabaseError(f"the database {self.path} cannot be read: {error}") from None
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
-    def read_now(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `query` on this thread: for start-up, before there is anything to hold up."""
-        connection = self._connect_reader()
-        try:
-            return query(connection)
-        except sqlite3.Error as error:
-            raise DatabaseError(f"the database {self.path} cannot be read: {error}") from None
-        finally:
+    def _pooled(self, generation: int) -> Connection | None:
+        while self._readers:
+            try:
+                made, connection = self._readers.pop()
+            except IndexError:  # another thread was faster
+                break
+            if made == generation:
+                return connection
             connection.close()
+        return None
 
-    def _connect_reader(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            f"{self.path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
-        )
-        connection.execute("PRAGMA query_only = ON")
-        return connection
+    async def _look(self) -> None:
+        """Have the file checked, and mended if it is lost."""
+        done = trio.Event()
+        self._opened().submit(partial(self._opened().look, partial(self._call, done.set)))
+        with trio.move_on_after(REPAIR_PATIENCE_S):
+            await done.wait()
+
+    def _call(self, call: Callable[[], None]) -> None:
+        assert self._token is not None
+        try:
+            self._token.run_sync_soon(call)
+        except trio.RunFinishedError:
+            pass  # nobody waits any more
+
+    def read_now(self, query: Callable[[Connection], T]) -> T:
+        """Run `query` on this thread: for start-up, before there is anything to hold up."""
+        try:
+            connection = self._file.connect_reader()
+            try:
+                return query(connection)
+            finally:
+                connection.close()
+        except sqlite.Error as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: sqlite.Error) -> DatabaseError:
+        if kind_of(error) is None:
+            return DatabaseError(f"the database {self.path} cannot be read: {error}")
+        what, hint = in_words(error, self.path)
+        return DatabaseError(f"the database cannot be read: {what}", hint=hint)
+
+    # --- steering -----------------------------------------------------------------------------------------
+
+    async def verify(self) -> list[str]:
+        """Check the whole database; what is wrong with it, nothing when it is sound.
+
+        What is damaged is mended afterwards. Raises DatabaseError when it cannot be told.
+        """
+
+        def work() -> list[str]:
+            try:
+                connection = self._file.connect_reader()
+                try:
+                    rows = connection.execute("PRAGMA integrity_check").fetchall()
+                finally:
+                    connection.close()
+            except sqlite.Error as error:
+                if kind_of(error) != "damaged":
+                    raise self._unreadable(error) from None
+                return [str(error)]
+            return [str(row[0]) for row in rows if row[0] != "ok"]
+
+        problems = await trio.to_thread.run_sync(work, limiter=self._limiter)
+        if problems:
+            await self._look()
+        return problems
+
+    async def reset(self) -> Path:
+        """Begin a new, empty database with what is under way; where the old one was set aside.
+
+        Raises DatabaseError when that cannot be done now.
+        """
+        done = trio.Event()
+        failure: Exception | None = None
+
+        def finish(error: Exception | None) -> None:
+            nonlocal failure
+            failure = error
+            self._call(done.set)
+
+        writer = self._opened()
+        writer.submit(partial(writer.reset, finish))
+        await done.wait()
+        if failure is not None:
+            what, hint = in_words(failure, self.path)
+            raise DatabaseError(f"the database could not be begun anew: {what}", hint=hint)
+        assert self.renewal is not None
+        assert self.renewal.path is not None
+        return Path(self.renewal.path)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,8 @@ MAX_PATH = 4000
 
 _SMALL = 1 << 16  # files up to this size are read by a single call
 _VERSION = b"buildd output 1\0"
+_TOLD = 20
+"""Differences that are named one by one."""
 
 EntryKind = Literal["file", "dir", "link"]
 
@@ -202,3 +204,28 @@ def _refused(what: str) -> BuildFailure:
         f"the output cannot be taken: {what}",
         hint="let the stage phase install files, directories and links with ordinary names only",
     )
+
+
+def differing_files(before: Sequence[OutputEntry], after: Sequence[OutputEntry]) -> str:
+    """In words, what of two outputs differs: path and how, the first few of them."""
+    was, now = {e.path: e for e in before}, {e.path: e for e in after}
+    told = []
+    for path in sorted(was.keys() | now.keys()):
+        if path not in now:
+            told.append(f"{path} (missing this time)")
+        elif path not in was:
+            told.append(f"{path} (not there before)")
+        elif was[path] != now[path]:
+            told.append(f"{path} ({_difference(was[path], now[path])})")
+    more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    return f"{len(told)} differ: {', '.join(told[:_TOLD])}{more}"
+
+
+def _difference(was: OutputEntry, now: OutputEntry) -> str:
+    if was.kind != now.kind:
+        return f"{was.kind} before, {now.kind} now"
+    if was.kind == "link":
+        return f"led to {was.target}, leads to {now.target}"
+    if was.sha256 == now.sha256:
+        return f"mode {was.mode:o} before, {now.mode:o} now"
+    return f"content: {was.sha256[:12]} with {was.size} bytes before, {now.sha256[:12]} with {now.size} now"

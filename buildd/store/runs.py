@@ -6,18 +6,21 @@ that reports it are one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import zstandard
 from msgspec import Struct
 
 from buildd.errors import InvalidInput, NotFound
-from buildd.model import BuildRecord, Package, Stats
+from buildd.model import BuildRecord, Stats
+from buildd.planner.keys import Inputs
 from buildd.planner.states import RunState, is_final
 from buildd.protocol import RunPackage, StartParams
-from buildd.store.database import Database, Statement
+from buildd.store.database import Database
+from buildd.store.sqlite import Connection, Statement, last_number
 
 MEDIAN_OF = 5
 """Durations of the last so many successes make a package's expected duration."""
@@ -45,19 +48,28 @@ class RunRecord(Struct, frozen=True, kw_only=True):
 
 RESULTS_PER_PACKAGE = 64
 """Successes of one package that a new build is compared with; older ones are built again."""
+_STORED_FILES = 50_000
+"""A source with more files is stored without its listing."""
 
-_LATEST = """
-    SELECT package, {columns} FROM (
-        SELECT *, row_number() OVER (PARTITION BY package ORDER BY started_at DESC) AS age FROM builds
-        WHERE package IN (SELECT value FROM json_each(?)) AND state = 'success' AND output_id IS NOT NULL
-    ) WHERE age <= {count} ORDER BY started_at DESC
+_SUCCESSES = """
+    SELECT {columns} FROM builds WHERE package = ? AND state = 'success' AND output_id IS NOT NULL
+    ORDER BY started_at DESC LIMIT {count}
 """
+
+
+class RosterEntry(NamedTuple):
+    """A package that was up to date in a run."""
+
+    package: str
+    version: str
+    output_id: str
+
 
 _json = msgspec.json.Encoder().encode
 _run_decoder = msgspec.json.Decoder(RunRecord)
 _build_decoder = msgspec.json.Decoder(BuildRecord)
-_plan_encode = msgspec.msgpack.Encoder().encode
-_plan_decoder = msgspec.msgpack.Decoder(tuple[Package, ...])
+_roster_decoder = msgspec.msgpack.Decoder(list[tuple[str, str, bytes]])
+_changes_decoder = msgspec.json.Decoder(dict[str, tuple[str, str] | None])
 _packages_decoder = msgspec.json.Decoder(tuple[RunPackage, ...])
 
 
@@ -72,40 +84,107 @@ def insert_run(run: RunRecord) -> Statement:
 
 
 def update_run(run: RunRecord) -> Statement:
-    return ("UPDATE runs SET finished = ?, record = ? WHERE id = ?", (is_final(run.state), _json(run), run.id))
-
-
-def save_plan(run: str, plan: Sequence[Package]) -> Statement:
-    return ("UPDATE runs SET plan = ? WHERE id = ?", (_plan_encode(tuple(plan)), run))
-
-
-def save_packages(run: str, packages: Sequence[RunPackage]) -> Statement:
-    return ("UPDATE runs SET packages = ? WHERE id = ?", (_json(tuple(packages)), run))
-
-
-def insert_build(build: BuildRecord, repository: str) -> Statement:
+    """Write what a run is by now, also into a database that was begun anew since it was accepted."""
     return (
-        "INSERT INTO builds (id, run, package, version, repository, state, started_at, key, record) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO runs (id, number, finished, record) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT (id) DO UPDATE SET finished = excluded.finished, record = excluded.record",
+        (run.id, run.number, is_final(run.state), _json(run)),
+    )
+
+
+def save_places(run: str, places: Struct) -> Statement:
+    """Keep where the sources of a run are, to go on with them after a restart."""
+    return ("UPDATE runs SET places = ? WHERE id = ?", (_json(places), run))
+
+
+def save_roster(roster: str, entries: Iterable[RosterEntry]) -> Statement:
+    """Store a set of packages that were up to date under an id of its own."""
+    body = msgspec.msgpack.encode([(e.package, e.version, bytes.fromhex(e.output_id)) for e in entries])
+    return ("INSERT INTO rosters (id, body) VALUES (?, ?)", (roster, zstandard.compress(body, 3)))
+
+
+def save_packages(
+    run: str,
+    packages: Sequence[RunPackage],
+    roster: str | None = None,
+    changes: Mapping[str, tuple[str, str] | None] | None = None,
+) -> Statement:
+    """Record what became of a run's packages, and which were up to date: those of a stored roster.
+
+    `changes` give, by name, version and output id that differ from the roster's; None was not up to date.
+    """
+    return (
+        "UPDATE runs SET packages = ?, roster = ?, roster_changes = ? WHERE id = ?",
+        (_json(tuple(packages)), roster, _json(changes) if changes else None, run),
+    )
+
+
+def insert_build(build: BuildRecord, inputs: Inputs) -> Statement:
+    return (
+        "INSERT INTO builds (id, run, package, version, repository, state, started_at, key, record, inputs) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             build.id,
             build.run,
             build.package,
             build.version,
-            repository,
+            build.repository,
             build.state,
             build.started_at,
             build.key,
             _json(build),
+            _json(inputs),
+        ),
+    )
+
+
+def save_source(tree: str, crc: int, files: Sequence[tuple[bytes, int, bytes]]) -> Statement:
+    """Keep the listing of a source, `(path, mode, raw id)` of each file, so that a difference can be named later."""
+    body = zstandard.compress(msgspec.msgpack.encode(files), 3) if len(files) <= _STORED_FILES else None
+    return ("INSERT OR IGNORE INTO source_trees (tree, crc, files) VALUES (?, ?, ?)", (tree, crc, body))
+
+
+def index_package(build: BuildRecord) -> Statement:
+    """Make a success the latest of its package, version and repository: its fingerprint from now on."""
+    return (
+        "INSERT OR REPLACE INTO package_index "
+        "(package, version, repository, build, key, output_id, tree, crc, built_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            build.package,
+            build.version,
+            build.repository,
+            build.id,
+            build.key,
+            build.output_id,
+            build.tree,
+            build.crc,
+            build.completed_at,
         ),
     )
 
 
 def update_build(build: BuildRecord) -> Statement:
+    """Write how a build has ended, also into a database that was begun anew since it started."""
     duration = build.completed_at - build.started_at if build.completed_at is not None else None
     return (
-        "UPDATE builds SET state = ?, duration_s = ?, output_id = ?, record = ? WHERE id = ?",
-        (build.state, duration, build.output_id, _json(build), build.id),
+        "INSERT INTO builds "
+        "(id, run, package, version, repository, state, started_at, duration_s, key, output_id, record) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+        "state = excluded.state, duration_s = excluded.duration_s, output_id = excluded.output_id, "
+        "record = excluded.record",
+        (
+            build.id,
+            build.run,
+            build.package,
+            build.version,
+            build.repository,
+            build.state,
+            build.started_at,
+            duration,
+            build.key,
+            build.output_id,
+            _json(build),
+        ),
     )
 
 
@@ -127,8 +206,7 @@ class RunStore:
         self._database = database
 
     def next_number(self) -> int:
-        last = self._database.read_now(lambda c: c.execute("SELECT max(number) FROM runs").fetchone()[0])
-        return int(last or 0) + 1
+        return self._database.read_now(lambda c: last_number(c, "runs")) + 1
 
     async def unfinished(self) -> list[RunRecord]:
         """Runs that a restart takes up again, oldest first."""
@@ -143,10 +221,32 @@ class RunStore:
         )
         return [_build_decoder.decode(row[0]) for row in rows]
 
-    async def plan(self, run: str) -> tuple[Package, ...] | None:
-        """The packages that were planned for a run; None when it did not get that far."""
-        row = await self._database.read(lambda c: c.execute("SELECT plan FROM runs WHERE id = ?", (run,)).fetchone())
-        return _plan_decoder.decode(row[0]) if row and row[0] is not None else None
+    async def places(self, run: str) -> bytes | None:
+        """What `save_places` kept for a run, as JSON; None when it did not get that far."""
+        row = await self._database.read(lambda c: c.execute("SELECT places FROM runs WHERE id = ?", (run,)).fetchone())
+        return row[0] if row else None
+
+    async def roster(self, run: str) -> list[RosterEntry]:
+        """The packages that were up to date when a run that has ended began, as far as they were recorded."""
+        row = await self._database.read(
+            lambda c: c.execute(
+                "SELECT body, roster_changes FROM runs JOIN rosters ON rosters.id = runs.roster WHERE runs.id = ?",
+                (run,),
+            ).fetchone()
+        )
+        if row is None:
+            return []
+        body, changes = row
+        entries = {
+            name: (version, output.hex())
+            for name, version, output in _roster_decoder.decode(zstandard.decompress(body))
+        }
+        for name, changed in (_changes_decoder.decode(changes) if changes is not None else {}).items():
+            if changed is None:
+                entries.pop(name, None)
+            else:
+                entries[name] = changed
+        return [RosterEntry(name, *entry) for name, entry in entries.items()]
 
     async def find_run(self, text: str) -> tuple[RunRecord, tuple[RunPackage, ...]]:
         """The run that an id, a prefix, a number or `latest` names, and its packages once it has ended.
@@ -214,32 +314,42 @@ class RunStore:
 
     async def history(self, names: Iterable[str]) -> dict[str, float]:
         """Median duration in seconds of each package's last successes; packages without one are left out."""
-        found: dict[str, list[float]] = {}
-        for name, duration in await self._database.read(
-            lambda c: c.execute(_LATEST.format(columns="duration_s", count=MEDIAN_OF), (_json(list(names)),)).fetchall()
-        ):
-            found.setdefault(name, []).append(duration)
-        return {name: median(durations) for name, durations in found.items()}
+        sql = _SUCCESSES.format(columns="duration_s", count=MEDIAN_OF)
 
-    async def known_results(
-        self, names: Iterable[str], *, latest_only: bool, repositories: Iterable[str]
-    ) -> dict[str, KnownResult]:
-        """Successes of these packages by key; `latest_only` takes each one's last in its own repository."""
-        homes = set(repositories)
-        results: dict[str, KnownResult] = {}
-        latest: set[tuple[str, str]] = set()
-        for package, repository, key, output_id, build in await self._database.read(
+        def work(connection: Connection) -> dict[str, float]:
+            found = ((name, [row[0] for row in connection.execute(sql, (name,))]) for name in names)
+            return {name: median(durations) for name, durations in found if durations}
+
+        return await self._database.read(work)
+
+    async def crcs(self, trees: Iterable[str]) -> dict[str, int]:
+        """The CRC of each of these sources whose listing is stored."""
+        wanted = _json(list(trees)).decode()
+        rows = await self._database.read(
             lambda c: c.execute(
-                _LATEST.format(columns="repository, key, output_id, id", count=RESULTS_PER_PACKAGE),
-                (_json(list(names)),),
+                "SELECT tree, crc FROM source_trees WHERE tree IN (SELECT value FROM json_each(?))", (wanted,)
             ).fetchall()
-        ):
-            if latest_only:
-                if repository not in homes or (repository, package) in latest:
-                    continue
-                latest.add((repository, package))
-            results.setdefault(key, KnownResult(key=key, output_id=output_id, build=build))
-        return results
+        )
+        return dict(rows)
+
+    async def known_results(self, names: Mapping[str, str | None]) -> dict[str, KnownResult]:
+        """Earlier successes by key, of these packages: any of them, or the last one in the repository that is named."""
+        every = _SUCCESSES.format(columns="key, output_id, id", count=RESULTS_PER_PACKAGE)
+        last = _SUCCESSES.format(columns="key, output_id, id", count=1).replace("WHERE", "WHERE repository = ? AND")
+
+        def work(connection: Connection) -> dict[str, KnownResult]:
+            results: dict[str, KnownResult] = {}
+            for name, repository in names.items():
+                rows = (
+                    connection.execute(every, (name,))
+                    if repository is None
+                    else connection.execute(last, (repository, name))
+                )
+                for key, output, build in rows:
+                    results.setdefault(key, KnownResult(key=key, output_id=output, build=build))
+            return results
+
+        return await self._database.read(work)
 
     async def builds_of_outputs(self, limit: int, package: str | None) -> list[BuildRecord]:
         """The newest successes that have an output, newest first."""

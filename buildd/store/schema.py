@@ -52,4 +52,43 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX events_by_run ON events (run, number) WHERE run IS NOT NULL;
     """,
+    """
+    -- what a run found in its repositories, to go on with after a restart; earlier versions kept whole plans here
+    ALTER TABLE runs RENAME COLUMN plan TO places;
+    UPDATE runs SET places = NULL;
+    -- packages of a run that were up to date: a roster that runs share, and what differs from it
+    ALTER TABLE runs ADD COLUMN roster TEXT;
+    ALTER TABLE runs ADD COLUMN roster_changes BLOB;
+    CREATE TABLE rosters (
+        id TEXT PRIMARY KEY,
+        body BLOB NOT NULL
+    ) WITHOUT ROWID;
+    ALTER TABLE builds ADD COLUMN inputs BLOB;
+    CREATE INDEX builds_failed ON builds (started_at) WHERE state = 'failed';
+    CREATE TABLE source_trees (
+        tree TEXT PRIMARY KEY,
+        crc INTEGER NOT NULL,
+        files BLOB
+    ) WITHOUT ROWID;
+    CREATE TABLE package_index (
+        package TEXT NOT NULL,
+        version TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        build TEXT NOT NULL,
+        key TEXT NOT NULL,
+        output_id TEXT NOT NULL,
+        tree TEXT NOT NULL,
+        crc INTEGER,
+        built_at REAL NOT NULL,
+        PRIMARY KEY (package, version, repository)
+    ) WITHOUT ROWID;
+    INSERT OR REPLACE INTO package_index (package, version, repository, build, key, output_id, tree, crc, built_at)
+        SELECT package, version, repository, id, key, output_id, '', NULL, started_at
+        FROM builds WHERE state = 'success' AND output_id IS NOT NULL ORDER BY started_at;
+    -- the last number of a kind ('runs', 'events') that was used when a lost database was replaced by this one
+    CREATE TABLE numbers (
+        kind TEXT PRIMARY KEY,
+        last INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )

@@ -97,6 +97,16 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a new file of the daemon's own and have it on disk; its name is durable after `sync_directory`."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(handle, content)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def remove_tree(path: Path) -> int:
     """Remove a file or a tree of any modes and any depth; the number of entries removed, 0 if there was none.
 

@@ -3,10 +3,10 @@
 # Verbs and options come from buildctl's own help, names and numbers from the daemon; without a daemon there are
 # none, and nothing is said about it.
 
-# The options of a verb, or of one action of it, that take a value end in "=".
+# The options of a verb, or of one action of it.
 _buildctl_options() {
   COLUMNS=200 command buildctl "$@" --help 2>/dev/null |
-    sed -nE '/^  -/ { s/^  //; s/   *[a-z$].*//; s/, /\n/g; p }' | sed -E 's/ .+/=/'
+    sed -nE '/^  -/ { s/^  //; s/   *[a-z$].*//; s/, /\n/g; p }' | sed -E 's/ .+//'
 }
 
 _buildctl_verbs() {
@@ -14,7 +14,7 @@ _buildctl_verbs() {
 }
 
 _buildctl_actions() {
-  COLUMNS=200 command buildctl "$1" --help 2>/dev/null | sed -nE 's/^    ([a-z]+)  .*/\1/p'
+  COLUMNS=200 command buildctl "$1" --help 2>/dev/null | sed -nE 's/^    ([a-z][a-z-]*)  .*/\1/p'
 }
 
 # Values of a key in the daemon's answer.
@@ -32,7 +32,7 @@ _buildctl_reply() { # WORD…
 
 _buildctl() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-  local verb= action= word takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset '
+  local verb= action= word takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest '
   local -a socket=() arguments=()
   local -i i
   COMPREPLY=()
@@ -50,21 +50,24 @@ _buildctl() {
       arguments+=("$word")
     fi
   done
-  case $verb in repo | artifacts) action=${arguments[0]} ;; esac
+  case $verb in repo | artifacts | db) action=${arguments[0]} ;; esac
 
   case $previous in
     --socket | --output | -o) COMPREPLY=($(compgen -f -- "$current")); compopt -o filenames 2>/dev/null; return ;;
     --extract | -x) COMPREPLY=($(compgen -d -- "$current")); compopt -o filenames 2>/dev/null; return ;;
     --run) _buildctl_reply latest $(_buildctl_ask number list); return ;;
-    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset) return ;;
+    --strategy) _buildctl_reply none conservative aggressive; return ;;
+    --force-package) _buildctl_reply $(_buildctl_ask package history --limit 200); return ;;
+    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset | --note | --slowest | --max-* | --min-*)
+      return
+      ;;
   esac
 
   if [[ $current == -* ]]; then
     if [[ -z $verb ]]; then
       _buildctl_reply --socket --timeout --help --version
     else
-      word=$(_buildctl_options "$verb" ${action:+"$action"})
-      _buildctl_reply ${word//=/}
+      _buildctl_reply $(_buildctl_options "$verb" ${action:+"$action"})
     fi
     return
   fi
@@ -78,10 +81,15 @@ _buildctl() {
       ;;
     cancel/0 | wait/0 | logs/0 | show/0) _buildctl_reply latest $(_buildctl_ask number list) ;;
     cancel/1 | logs/1) _buildctl_reply $(_buildctl_ask name show "${arguments[0]}") ;;
-    history/0) _buildctl_reply $(_buildctl_ask package history --limit 200) ;;
-    repo/0 | artifacts/0) _buildctl_reply $(_buildctl_actions "$verb") ;;
+    history/0 | why/0 | verify/0) _buildctl_reply $(_buildctl_ask package history --limit 200) ;;
+    repo/0 | artifacts/0 | db/0) _buildctl_reply $(_buildctl_actions "$verb") ;;
     repo/1) [[ $action == list ]] || _buildctl_reply $(_buildctl_ask name repo list) ;;
-    artifacts/1) _buildctl_reply $(_buildctl_ask package history --limit 200) ;;
+    artifacts/1 | db/1)
+      case $verb/$action in
+        db/stats | db/verify | db/reset-db) ;;
+        *) _buildctl_reply $(_buildctl_ask package history --limit 200) ;;
+      esac
+      ;;
     call/0) _buildctl_reply $(command buildctl schema 2>/dev/null | grep -oE '"[a-z]+\.[a-z]+"' | tr -d '"') ;;
     completion/0) _buildctl_reply bash zsh fish ;;
     help/0) _buildctl_reply $(_buildctl_verbs) ;;

@@ -9,7 +9,7 @@ function __buildctl_words
     for word in (commandline -opc)[2..-1]
         if test $skip = yes
             set skip no
-        else if contains -- $word --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset
+        else if contains -- $word --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest
             set skip yes
         else if not string match -q -- '-*' $word
             echo $word
@@ -34,19 +34,20 @@ end
 
 # "word<tab>description" of the verbs, or of the actions of a verb.
 function __buildctl_help_words
-    COLUMNS=200 command buildctl $argv --help 2>/dev/null | string replace -rf '^ {2,4}([a-z]+)  +(.*)' '$1\t$2'
+    COLUMNS=200 command buildctl $argv --help 2>/dev/null | string replace -rf '^ {2,4}([a-z][a-z-]*)  +(.*)' '$1\t$2'
 end
 
-# "option<tab>description" of the verb at hand, or of its action.
+# "option<tab>description" of the verb at hand, or of its action. The description of a long option is on the next line.
 function __buildctl_options
     set -l words (__buildctl_words)
     if test (count $words) -eq 0
         printf '%s\n' --socket --timeout --help --version
         return
     end
-    contains -- $words[1] repo artifacts; and set words $words[1..(math min 2,(count $words))]; or set words $words[1]
-    for line in (COLUMNS=200 command buildctl $words --help 2>/dev/null | string match -r '^  -.*')
-        set -l parts (string match -r '^  ((?:-[^ ,]+(?: [A-Z|]+)?(?:, )?)+)\s*(.*)' -- $line)
+    contains -- $words[1] repo artifacts db; and set words $words[1..(math min 2,(count $words))]; or set words $words[1]
+    for line in (COLUMNS=200 command buildctl $words --help 2>/dev/null |
+            string collect | string replace -ra '\n {16,}' '  ' | string match -r '^  -.*')
+        set -l parts (string match -r '^  ((?:-[^ ,]+(?: [A-Z|]+| \{[^}]*\})?(?:, )?)+)\s*(.*)' -- $line)
         for name in (string split ', ' -- $parts[2])
             printf '%s\t%s\n' (string split ' ' -- $name)[1] $parts[3]
         end
@@ -68,12 +69,15 @@ complete -c buildctl -n 'contains -- (__buildctl_words)[1] start plan' -a '(__bu
 complete -c buildctl -n '__buildctl_at 0 list' -a '(__buildctl_ask name repo list) (__fish_complete_directories)'
 complete -c buildctl -n '__buildctl_at 0 cancel wait logs show' -a 'latest (__buildctl_ask number list)'
 complete -c buildctl -n '__buildctl_at 1 cancel logs' -a '(__buildctl_ask name show (__buildctl_words)[2])'
-complete -c buildctl -n '__buildctl_at 0 history' -a '(__buildctl_ask package history --limit 200)'
-complete -c buildctl -n '__buildctl_at 0 repo artifacts' -a '(__buildctl_help_words (__buildctl_words)[1])'
+complete -c buildctl -n '__buildctl_at 0 history why verify' -a '(__buildctl_ask package history --limit 200)'
+complete -c buildctl -n '__buildctl_at 0 repo artifacts db' -a '(__buildctl_help_words (__buildctl_words)[1])'
 complete -c buildctl -n '__buildctl_at 1 repo' -a '(__buildctl_ask name repo list)'
 complete -c buildctl -n '__buildctl_at 1 artifacts' -a '(__buildctl_ask package history --limit 200)'
+complete -c buildctl -n '__buildctl_at 1 db; and not contains -- (__buildctl_words)[2] stats verify reset-db' -a '(__buildctl_ask package history --limit 200)'
 complete -c buildctl -n '__buildctl_at 0 call' -a '(command buildctl schema 2>/dev/null | string match -ar "\"[a-z]+\\.[a-z]+\"" | string trim -c "\"")'
 complete -c buildctl -n '__buildctl_at 0 completion' -a 'bash zsh fish'
 complete -c buildctl -l socket -r -F -d "the daemon's socket"
+complete -c buildctl -n 'contains -- (__buildctl_words)[1] start plan why' -l strategy -x -a 'none conservative aggressive'
+complete -c buildctl -n 'contains -- (__buildctl_words)[1] start' -l force-package -x -a '(__buildctl_ask package history --limit 200)'
 complete -c buildctl -n '__buildctl_at 1 artifacts' -s o -l output -r -F
 complete -c buildctl -n '__buildctl_at 1 artifacts' -s x -l extract -r -a '(__fish_complete_directories)'

@@ -6,13 +6,14 @@
 
 # "word:description" lines of the verbs, or of the actions of a verb.
 _buildctl_words() {
-  COLUMNS=200 command buildctl "$@" --help 2>/dev/null | sed -nE 's/^ {2,4}([a-z]+)  +(.*)/\1:\2/p'
+  COLUMNS=200 command buildctl "$@" --help 2>/dev/null | sed -nE 's/^ {2,4}([a-z][a-z-]*)  +(.*)/\1:\2/p'
 }
 
-# "option:description" lines of a verb, or of one action of it.
+# "option:description" lines of a verb, or of one action of it. The description of a long option is on the next line.
 _buildctl_options() {
   COLUMNS=200 command buildctl "$@" --help 2>/dev/null |
-    sed -nE '/^  -/ { s/^  ((-[^ ,]+( [A-Z|]+)?(, )?)+) *(.*)/\1\t\5/; p }' |
+    sed -E ':join; N; $!b join; s/\n {16,}/  /g' |
+    sed -nE '/^  -/ { s/^  ((-[^ ,]+( [A-Z|]+| \{[^}]*\})?(, )?)+) *(.*)/\1\t\5/; p }' |
     while IFS=$'\t' read -r names description; do
       for name in ${(s:, :)names}; do
         print -r -- "${name%% *}:${description//:/ }"
@@ -32,7 +33,7 @@ _buildctl() {
   local verb= action= word current=$words[CURRENT] previous=$words[CURRENT-1]
   local -a socket arguments takes lines
   integer i
-  takes=(--socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset)
+  takes=(--socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest)
 
   for ((i = 2; i < CURRENT; i++)); do
     word=$words[i]
@@ -45,13 +46,15 @@ _buildctl() {
       arguments+=("$word")
     fi
   done
-  case $verb in repo|artifacts) action=$arguments[1] ;; esac
+  case $verb in repo|artifacts|db) action=$arguments[1] ;; esac
 
   case $previous in
     --socket|--output|-o) _files; return ;;
     --extract|-x) _directories; return ;;
     --run) compadd -- latest $(_buildctl_ask number list); return ;;
-    --timeout|--limit|-n|--kind|--priority|--tail|--after|--offset) return 1 ;;
+    --strategy) compadd -- none conservative aggressive; return ;;
+    --force-package) compadd -- $(_buildctl_ask package history --limit 200); return ;;
+    --timeout|--limit|-n|--kind|--priority|--tail|--after|--offset|--note|--slowest|--max-*|--min-*) return 1 ;;
   esac
 
   if [[ $current == -* ]]; then
@@ -75,13 +78,15 @@ _buildctl() {
       ;;
     cancel/0|wait/0|logs/0|show/0) compadd -- latest $(_buildctl_ask number list) ;;
     cancel/1|logs/1) compadd -- $(_buildctl_ask name show $arguments[1]) ;;
-    history/0) compadd -- $(_buildctl_ask package history --limit 200) ;;
-    repo/0|artifacts/0)
+    history/0|why/0|verify/0) compadd -- $(_buildctl_ask package history --limit 200) ;;
+    repo/0|artifacts/0|db/0)
       lines=(${(f)"$(_buildctl_words $verb)"})
       _describe action lines
       ;;
     repo/1) [[ $action == list ]] || compadd -- $(_buildctl_ask name repo list) ;;
-    artifacts/1) compadd -- $(_buildctl_ask package history --limit 200) ;;
+    artifacts/1|db/1)
+      [[ $verb/$action == db/(stats|verify|reset-db) ]] || compadd -- $(_buildctl_ask package history --limit 200)
+      ;;
     call/0) compadd -- $(command buildctl schema 2>/dev/null | grep -oE '"[a-z]+\.[a-z]+"' | tr -d '"') ;;
     completion/0) compadd -- bash zsh fish ;;
   esac

@@ -172,7 +172,7 @@ def test_wrong_parameters_are_named_and_the_right_ones_listed(handlers: Handlers
     assert error["code"] == protocol.INVALID_PARAMS
     assert "run.wait" in error["message"]
     assert what in error["message"]
-    assert error["data"]["hint"] == "parameters: run, timeout"
+    assert error["data"]["hint"] == "parameters: run, timeout, packages"
     assert handlers.called == []
 
 

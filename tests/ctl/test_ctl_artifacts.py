@@ -6,11 +6,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import tarfile
 from pathlib import Path
 
+import msgspec
 import pytest
 import zstandard
 from ctl_peer import Ctl, Peer, command
@@ -107,3 +109,117 @@ def test_what_is_no_archive_is_an_error_in_words(ctl: Ctl) -> None:
     assert done.returncode == 1
     assert "cannot extract to prefix" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- kept, verified, collected --------------------------------------------------------------------------------
+
+
+def answer(peer: Peer, method: str, result: object) -> None:
+    """Let the daemon answer a method like this."""
+    setattr(peer, method.replace(".", "_"), lambda params: result)
+
+
+def test_the_list_tells_what_is_kept_and_when_it_was_used(peer: Peer, ctl: Ctl) -> None:
+    base = p.Artifact(output_id=OUTPUT, path="/a", bytes=1, files=1, created_at=1.7e9, packages=("zlib@1",))
+    replace = msgspec.structs.replace
+    answer(
+        peer,
+        "artifact.list",
+        p.ArtifactList(
+            artifacts=(
+                replace(base, pinned="ann: \x1b[31mred", in_use=True, last_used=1.8e9),
+                replace(base, in_use=True),
+                base,
+            )
+        ),
+    )
+    lines = ctl("artifacts", "list").stdout.splitlines()
+    assert [re.split(" {2,}", line)[5] for line in lines[1:]] == ["pinned", "in use", "-"]
+    assert "2027" in lines[1]
+    answer(peer, "artifact.show", p.ArtifactDetail(artifact=replace(base, pinned="ann: \x1b[31mred"), listing=()))
+    shown = ctl("artifacts", "show", OUTPUT).stdout
+    assert "  pinned    ann: \\x1b[31mred\n" in shown
+    assert "\x1b" not in shown
+
+
+def test_verify_tells_of_damage_and_fails_for_it(peer: Peer, ctl: Ctl) -> None:
+    sound = p.ArtifactVerdict(output_id="cd" * 32, packages=(), ok=True)
+    damaged = p.ArtifactVerdict(
+        output_id=OUTPUT, packages=("zlib@1",), ok=False, problems=("lib/z: it is missing",), kept="/state/kept.1"
+    )
+    answer(peer, "artifact.verify", p.ArtifactVerifyResult(artifacts=(sound,), damaged=0))
+    done = ctl("artifacts", "verify", "zlib")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "1 artifact sound, 0 damaged\n")
+    assert peer.calls("artifact.verify")[-1] == p.ArtifactVerifyParams(artifact="zlib")
+    answer(peer, "artifact.verify", p.ArtifactVerifyResult(artifacts=(sound, damaged), damaged=1))
+    done = ctl("artifacts", "verify")
+    assert peer.calls("artifact.verify")[-1] == p.ArtifactVerifyParams()
+    assert done.returncode == 1
+    assert done.stdout == f"artifact {OUTPUT} zlib@1 is damaged\n  lib/z: it is missing\n"
+    assert "kept as /state/kept.1" in done.stderr
+    assert "1 artifact sound, 1 damaged" in done.stderr
+    done = ctl("artifacts", "verify", "--json")
+    assert (done.returncode, json.loads(done.stdout)["damaged"]) == (1, 1)
+
+
+def test_pin_and_unpin_say_what_the_daemon_did(peer: Peer, ctl: Ctl) -> None:
+    answer(peer, "artifact.pin", p.Ok(message="kept"))
+    answer(peer, "artifact.unpin", p.Ok(message="not kept"))
+    assert ctl("artifacts", "pin", "zlib", "--note", "shipped").stdout == "kept\n"
+    assert peer.calls("artifact.pin")[-1] == p.ArtifactPinParams(artifact="zlib", note="shipped")
+    assert ctl("artifacts", "unpin", "zlib").stdout == "not kept\n"
+    assert json.loads(ctl("artifacts", "pin", "zlib", "--json").stdout) == {"ok": True, "message": "kept"}
+
+
+RESULT = p.CollectResult(
+    dry_run=True,
+    collected=(
+        p.Collected(
+            kind="artifact", id=OUTPUT, packages=("zlib@1",), bytes=5000, inodes=5, last_used=1.7e9, reason="size"
+        ),
+        p.Collected(kind="release", id="7", packages=(), bytes=4096, inodes=2, last_used=1.7e9, reason="age"),
+    ),
+    freed_bytes=9096,
+    freed_inodes=7,
+    artifacts=3,
+    bytes=1 << 20,
+    free_bytes=1 << 30,
+    free_inodes=1000,
+    unmet=(),
+    failed=(),
+)
+
+
+def test_gc_tells_what_goes_and_why(peer: Peer, ctl: Ctl) -> None:
+    answer(peer, "artifact.collect", RESULT)
+    done = ctl("gc", "--dry-run", "--max-bytes", "1.5GiB", "--max-age", "30d", "--min-free-bytes", "10MB")
+    assert done.returncode == 0, done.stderr
+    assert peer.calls("artifact.collect")[-1] == p.CollectParams(
+        dry_run=True, max_bytes=3 << 29, max_age=30 * 86400.0, min_free_bytes=10_000_000
+    )
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[1][:3] == ["artifact", "abababababab", "4.9"]
+    assert rows[1][-3:] == ["too", "much", "zlib@1"]
+    assert rows[2][:2] == ["release", "7"]
+    assert done.stderr == "8.9 KiB would be freed; 3 artifacts left, 1.0 MiB; 1.0 GiB free on the disk\n"
+    answer(peer, "artifact.collect", msgspec.structs.replace(RESULT, dry_run=False, collected=(), freed_bytes=0))
+    done = ctl("gc")
+    assert (done.stdout, done.stderr.partition(";")[0]) == ("", "0 B freed")
+    assert peer.calls("artifact.collect")[-1] == p.CollectParams()
+
+
+def test_gc_fails_for_a_limit_that_is_not_kept(peer: Peer, ctl: Ctl) -> None:
+    unmet = p.UnmetLimit(limit="max_bytes", wanted=1, reached=9, message="9 bytes, and all of it is pinned")
+    answer(peer, "artifact.collect", msgspec.structs.replace(RESULT, unmet=(unmet,), failed=("artifact x: EIO",)))
+    done = ctl("gc", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["unmet"][0]["reached"] == 9
+    assert "a limit is not kept: 9 bytes, and all of it is pinned\n" in done.stderr
+    assert "could not be removed: artifact x: EIO\n" in done.stderr
+
+
+@pytest.mark.parametrize("size", ["much", "-1", "1PiB5", "9" * 30, ""])
+def test_a_size_that_is_none_is_a_usage_error(ctl: Ctl, size: str) -> None:
+    done = ctl("gc", f"--max-bytes={size}")
+    assert done.returncode == 2
+    assert "is not a size; write it like 512MiB or 2GiB" in done.stderr

@@ -69,6 +69,8 @@ def test_a_daemon_that_stops_before_it_answers_has_done_as_told(peer: Peer, back
 def test_start_sends_every_option_and_says_how_to_follow(peer: Peer, ctl: Ctl, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     options = ["--fail-fast", "--force", "--fetch-only", "--no-refresh", "--priority", "-3"]
+    options += ["--force-package", "zlib", "--force-package", "tally", "--strategy", "none", "--max-retries", "0"]
+    options += ["--worktree"]
     done = ctl("start", "work@main//zlib", "known", *options)
     assert done.returncode == 0
     assert done.stdout == "run 1 accepted (00000001-0000-4000-8000-000000000000)\n"
@@ -81,13 +83,18 @@ def test_start_sends_every_option_and_says_how_to_follow(peer: Peer, ctl: Ctl, t
             fetch_only=True,
             refresh=False,
             priority=-3,
+            force_packages=("zlib", "tally"),
+            strategy="none",
+            max_retries=0,
+            worktree=True,
         )
     ]
 
 
 def test_start_without_options_takes_the_defaults_of_the_protocol(peer: Peer, ctl: Ctl) -> None:
     done = ctl("start", "known", "--json")
-    assert json.loads(done.stdout) == {"id": "00000001-0000-4000-8000-000000000000", "number": 1}
+    id = "00000001-0000-4000-8000-000000000000"
+    assert json.loads(done.stdout) == {"id": id, "number": 1, "event": 0, "run": None}
     assert done.stderr == ""
     assert ctl("start", "known", "-q").stdout == "2\n"
     assert peer.calls("run.start") == [p.StartParams(targets=("known",))] * 2

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ctl.verbs import MODULES
+from ctl.verbs import MODULES, connection_options
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "ctl/completion"
@@ -65,6 +69,24 @@ def ask(shell: object, words: str, last: str, environ: dict[str, str]) -> set[st
     return answer
 
 
+def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """The words that a command line begins with, and the parser that reads the rest, of every verb and action."""
+    for name, (module, _) in MODULES.items():
+        verb = importlib.import_module(module).VERBS[name]
+        parser = argparse.ArgumentParser(prog=name)
+        verb.arguments(parser)
+        connection_options(parser, own_timeout=verb.own_timeout)
+        yield name, parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from ((f"{name} {word}", child) for word, child in action.choices.items())
+
+
+OPTIONS = {
+    words: {option for action in parser._actions for option in action.option_strings} for words, parser in parsers()
+}
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_verb_is_offered(shell: object, environ: dict[str, str]) -> None:
     assert ask(shell, "buildctl", "", environ) >= MODULES.keys()
@@ -72,13 +94,37 @@ def test_every_verb_is_offered(shell: object, environ: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_options_are_those_of_the_verb_and_of_its_action(shell: object, environ: dict[str, str]) -> None:
-    assert ask(shell, "buildctl start", "--f", environ) == {"--fail-fast", "--force", "--fetch-only"}
+    offered = ask(shell, "buildctl start", "--f", environ)
+    assert offered == {"--fail-fast", "--force", "--force-package", "--fetch-only"}
     assert {"--output", "--extract"} <= ask(shell, "buildctl artifacts get", "--", environ)
+    assert "--slowest" in ask(shell, "buildctl db stats", "--", environ)
+
+
+@pytest.mark.parametrize("words", OPTIONS)
+def test_all_options_are_offered(words: str, environ: dict[str, str]) -> None:
+    assert ask(bash, f"buildctl {words}", "-", environ) == OPTIONS[words]
+
+
+@pytest.mark.parametrize("name", ["buildctl.bash", "buildctl.zsh", "buildctl.fish"])
+def test_the_scripts_know_which_options_take_a_value(name: str) -> None:
+    valued = {o for _, parser in parsers() for a in parser._actions if a.nargs != 0 for o in a.option_strings}
+    known = re.search(r"(-[a-z-]+ ){8,}-[a-z-]+", (SCRIPTS / name).read_text())
+    assert known is not None
+    assert set(known[0].split()) == valued
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_values_are_offered_where_they_are_known(shell: object, environ: dict[str, str]) -> None:
+    for verb in ("start", "plan", "why"):
+        assert ask(shell, f"buildctl {verb} --strategy", "", environ) == {"none", "conservative", "aggressive"}
+    assert ask(shell, "buildctl verify --worktree", "", environ) == set()
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_actions_and_methods_are_offered_in_their_place(shell: object, environ: dict[str, str]) -> None:
     assert {"clone", "list", "delete"} <= ask(shell, "buildctl repo", "", environ)
+    assert {"verify", "pin", "unpin"} <= ask(shell, "buildctl artifacts", "", environ)
+    assert {"history", "latest", "verify", "reset-db"} <= ask(shell, "buildctl db", "", environ)
     assert "run.start" in ask(shell, "buildctl call", "run.", environ)
 
 
@@ -95,12 +141,12 @@ def test_zsh_reads_verbs_and_options_from_the_help(environ: dict[str, str]) -> N
     script = f"""
 compdef() {{ }}
 source {shlex.quote(str(SCRIPTS / "buildctl.zsh"))}
-_buildctl_words; _buildctl_options start
+_buildctl_words; _buildctl_words db; _buildctl_options start; _buildctl_options gc
 """
     ran = subprocess.run(["zsh", "-f", "-c", script], env=environ, capture_output=True, text=True, timeout=60)
     assert ran.stderr == ""
     offered = {line.split(":")[0] for line in ran.stdout.splitlines()}
-    assert offered >= MODULES.keys() | {"--wait", "-w", "--fail-fast"}
+    assert offered >= MODULES.keys() | OPTIONS["start"] | OPTIONS["gc"] | {"reset-db"}
     assert all(line.partition(":")[2] for line in ran.stdout.splitlines()), "a description is missing"
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import trio
 
+from buildd.execute.limits import PhaseBounds, SessionLimits
 from buildd.execute.proctree import COOKIE, with_cookie
 from buildd.execute.sandbox import Output, Sandbox
 from buildd.execute.sandbox.bwrap import BwrapSandbox
 from buildd.execute.sandbox.plain import PlainSandbox
-from buildd.execute.session import Command, Observer, SessionEnd, SessionLimits, run_session
+from buildd.execute.session import Command, Observer, SessionEnd, run_session
 from buildd.model import Resources
 from buildd.process import Spawner, spawn
 
@@ -71,6 +72,7 @@ class Box:
         silence: float = 0,
         log: int = 0,
         memory: int = 0,
+        bounds: dict[str, PhaseBounds] | None = None,
         network: bool = False,
         prefix: Path | None = None,
         env: dict[str, str] | None = None,
@@ -93,7 +95,12 @@ class Box:
                 env={"PATH": os.defpath, COOKIE: self.build, **(env or {})},
                 log_file=handle,
                 limits=SessionLimits(
-                    deadline=time.monotonic() + timeout, timeout=timeout, silence=silence, log=log, memory=memory
+                    deadline=time.monotonic() + timeout,
+                    timeout=timeout,
+                    silence=silence,
+                    log=log,
+                    memory=memory,
+                    phases=bounds or {},
                 ),
                 observer=Observer(
                     lambda phase: self.events.append(("begin", phase)),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.server
-import os
 import shutil
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,179 +15,12 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from execute_server import CONTENT, SHA256, Server, serving
 
 from buildd.errors import BuildFailure
 from buildd.execute.download import DistfileCache, FetchSettings
 from buildd.execute.transport import Proxies, redacted
 from buildd.model import Source
-
-CONTENT = os.urandom(700_000)
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Behaves as the first component of the path says."""
-
-    server: Server
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        with self.server.changed:
-            self.server.requests.append(self.path)
-            self.server.headers_seen.append(dict(self.headers))
-            count = self.server.requests.count(self.path)
-            self.server.changed.notify_all()
-        path = self.path.partition("://")[2].partition("/")[2] if self.path.startswith("http") else self.path[1:]
-        name, _, rest = path.partition("/")
-        getattr(self, "on_" + name, self.on_missing)(rest, count)
-
-    def on_file(self, rest: str, count: int) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        self.wfile.write(CONTENT)
-
-    def on_gate(self, rest: str, count: int) -> None:
-        self.server.gate.wait(10)
-        self.on_file(rest, count)
-
-    def on_close(self, rest: str, count: int) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(CONTENT)
-
-    def on_chunked(self, rest: str, count: int) -> None:
-        self.protocol_version = "HTTP/1.1"
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for piece in (CONTENT[:300_000], CONTENT[300_000:]) if rest != "short" or count > 1 else (b"x",):
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        if rest != "short" or count > 1:
-            self.wfile.write(b"0\r\n\r\n")
-
-    def on_wrong(self, rest: str, count: int) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"something else")
-
-    def on_status(self, rest: str, count: int) -> None:
-        """`status/503/2`: that status the first two times."""
-        status, _, times = rest.partition("/")
-        if count > int(times.partition("/")[0]):
-            self.on_file(rest, count)
-        else:
-            self.send_response(int(status))
-            self.send_header("Retry-After", "0")
-            self.end_headers()
-
-    def on_reset(self, rest: str, count: int) -> None:
-        if count > 1:
-            self.on_file(rest, count)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        self.wfile.write(CONTENT[:1000])
-        self.wfile.flush()
-        if rest == "rst":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            self.connection.close()
-
-    def on_garbage(self, rest: str, count: int) -> None:
-        self.wfile.write(b"secret nonsense\r\n\r\n")
-
-    def on_stall(self, rest: str, count: int) -> None:
-        """Part of the answer, then nothing until the client goes or the test ends."""
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        if rest != "silent":
-            self.wfile.write(CONTENT[:1000])
-        self.wfile.flush()
-        self.connection.settimeout(20)
-        with contextlib.suppress(OSError):
-            self.connection.recv(1)
-
-    def on_endless(self, rest: str, count: int) -> None:
-        self.send_response(200)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            while True:
-                self.wfile.write(bytes(100_000))
-
-    def on_redirect(self, rest: str, count: int) -> None:
-        self.send_response(302)
-        self.send_header("Location", rest if "://" in rest else f"/{rest}")
-        self.end_headers()
-
-    def on_loop(self, rest: str, count: int) -> None:
-        self.send_response(302)
-        self.send_header("Location", f"/loop/{len(self.server.requests)}?token=hidden")
-        self.end_headers()
-
-    def on_missing(self, rest: str, count: int) -> None:
-        self.send_error(404)
-
-    def do_CONNECT(self) -> None:
-        """Be a proxy that passes one connection on."""
-        self.server.requests.append(f"CONNECT {self.path}")
-        self.server.headers_seen.append(dict(self.headers))
-        host, _, port = self.path.partition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as upstream:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.flush()
-
-            def pump(source: socket.socket, target: socket.socket) -> None:
-                with contextlib.suppress(OSError):
-                    while data := source.recv(65536):
-                        target.sendall(data)
-                    target.shutdown(socket.SHUT_WR)
-
-            other = threading.Thread(target=pump, args=(upstream, self.connection))
-            other.start()
-            pump(self.connection, upstream)
-            other.join()
-        self.close_connection = True
-
-
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = False
-    block_on_close = True
-
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        if context is not None:
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-        scheme = "http" if context is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self.server_port}"
-        self.requests: list[str] = []
-        self.headers_seen: list[dict[str, str]] = []
-        self.changed = threading.Condition()
-        self.gate = threading.Event()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients of these tests go away on purpose."""
-
-    def wait_for_requests(self, count: int) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: len(self.requests) >= count, 10)
-
-
-@contextlib.contextmanager
-def serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
-    with Server(context) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.gate.set()
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture
@@ -370,6 +200,76 @@ async def test_what_may_pass_is_tried_again(path: str, server: Server, make: Mak
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        *(f"status/{status}/9" for status in (408, 425, 429, 500, 502, 503, 504, 507, 524)),
+        "stall/x",
+        "chunked/short",
+        "reset/rst",
+        "reset/fin",
+    ],
+)
+@pytest.mark.trio
+async def test_a_failure_that_may_pass_is_marked_so(path: str, server: Server, make: Make) -> None:
+    failure = await fails(make(retries=0, idle_timeout=0.3), source(f"{server.url}/{path}"))
+    assert failure.transient
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451, 501, 505])
+@pytest.mark.trio
+async def test_a_refusal_is_marked_as_one_that_stays(status: int, server: Server, make: Make) -> None:
+    failure = await fails(make(retries=2), source(f"{server.url}/status/{status}/9"))
+    assert not failure.transient
+    assert len(server.requests) == 1
+
+
+@pytest.mark.trio
+async def test_a_server_that_hangs_up_in_the_tls_handshake_may_be_back_later(make: Make) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, hang_up)
+            failure = await fails(make(retries=0), source(f"https://127.0.0.1:{listener.getsockname()[1]}/x"))
+    assert failure.transient
+
+
+@pytest.mark.trio
+async def test_a_failure_may_pass_when_that_of_a_mirror_may(server: Server, make: Make) -> None:
+    gone = source(f"{server.url}/missing/upstream")
+    busy = make(retries=0, mirrors=(f"{server.url}/status/503/9", f"{server.url}/missing"))
+    failure = await fails(busy, gone)
+    assert "404" in failure.message
+    assert failure.transient
+    wrong = await fails(busy, source(f"{server.url}/wrong/upstream"), "checksum_mismatch")
+    assert not wrong.transient
+    assert not (await fails(make(mirrors=(f"{server.url}/missing",)), gone)).transient
+
+
+@pytest.mark.trio
+async def test_those_who_share_a_failure_hear_whether_it_may_pass(server: Server, make: Make) -> None:
+    cache = make(retries=0)
+    failures = []
+
+    async def fetch(path: str) -> None:
+        failures.append((await fails(cache, source(f"{server.url}/{path}"))).transient)
+
+    for path in ("status/503/9", "missing"):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(fetch, path)
+    assert failures == [True] * 3 + [False] * 3
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
     ("path", "message"),
     [
         ("missing", "the server answered 404"),
@@ -398,6 +298,7 @@ async def test_a_stalled_server_is_given_up_after_the_idle_timeout(server: Serve
 async def test_the_total_timeout_bounds_everything(server: Server, make: Make) -> None:
     failure = await fails(make(total_timeout=0.3), source(f"{server.url}/endless/x"))
     assert "was not fetched within 0.3 s" in failure.message
+    assert failure.transient
 
 
 @pytest.mark.trio
@@ -413,6 +314,7 @@ async def test_a_server_that_does_not_accept_is_given_up_after_the_connect_timeo
             make(retries=0, connect_timeout=0.3), source(f"http://127.0.0.1:{listener.getsockname()[1]}/x")
         )
     assert "no connection was made in time" in failure.message
+    assert failure.transient
 
 
 @pytest.mark.trio
@@ -421,8 +323,26 @@ async def test_a_refused_connection_and_an_unknown_name_are_errors_with_their_ca
         unused.bind(("127.0.0.1", 0))
         failure = await fails(make(retries=0), source(f"http://127.0.0.1:{unused.getsockname()[1]}/x"))
     assert "Connection refused" in failure.message
+    assert failure.transient
     failure = await fails(make(retries=0), source("http://name.invalid/x"))
     assert "http://name.invalid/x: the name of the server cannot be resolved" in failure.message
+    assert failure.transient
+
+
+@pytest.mark.trio
+async def test_a_name_that_the_name_server_does_not_know_is_not_asked_for_again_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def unknown(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", unknown)
+    failure = await fails(make(retries=3), source("http://vpn.example/x"))
+    assert failure.transient, "the network that knows the name may be back later"
+    assert asked == ["vpn.example"]
 
 
 @pytest.mark.trio
@@ -463,6 +383,7 @@ async def test_a_full_disk_is_named_as_the_cause(server: Server, make: Make, mon
     monkeypatch.setattr("buildd.execute.download.write_all", write)
     failure = await fails(make(), source(f"{server.url}/file/x"), "disk_full")
     assert "No space left on device" in failure.message
+    assert failure.transient
 
 
 # --- mirrors, redirects, credentials, proxies ---
@@ -505,11 +426,16 @@ async def test_credentials_are_never_shown(server: Server, make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://[oops", "http:///x", "http://h:99999/", "http://h/a b", "http://h/\r\nX: y", "gopher://h/"]
+    "url",
+    [
+        *("http://[oops", "http:///x", "http://h:99999/", "http://h/a b", "http://h/\r\nX: y", "gopher://h/"),
+        *("http://a..b/x", f"http://{'a' * 64}.org/x", "http://ü..x/", f"http://{'ü' * 70}.org/x"),
+    ],
 )
 @pytest.mark.trio
 async def test_a_url_that_cannot_be_asked_is_refused(url: str, make: Make) -> None:
-    await fails(make(), source(url))
+    failure = await fails(make(), source(url))
+    assert not failure.transient
 
 
 @pytest.mark.trio

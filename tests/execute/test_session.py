@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import trio
 from execute_boxes import Box, no_subreaper_afterwards
 from harness import resident_bytes, until
 
+from buildd.config import LimitsConfig
 from buildd.errors import BuildFailure
 from buildd.execute import session as session_module
+from buildd.execute.limits import PhaseBounds, phase_bounds
 from buildd.execute.proctree import alive, children
 from buildd.execute.sandbox import Sandbox
+from buildd.model import PhaseLimits
 from buildd.process import Process, live_pids, spawn
 
 pytestmark = pytest.mark.trio
@@ -203,6 +207,7 @@ async def test_a_phase_that_writes_to_the_drivers_pipe_by_a_back_door_does_no_ha
             end = await box.run(("build", f"{_FIND_PIPE}\necho '{line}' >$pipe; sleep 0.1; exit 4"), ("stage", ":"))
         except BuildFailure as failure:
             assert failure.reason == "sandbox_failed"
+            assert not failure.transient, "it would do so again"
             return
     assert (end.failed_phase, end.exit_status) == ("build", 4)
     assert box.events == [("begin", "build"), ("end", "build", 4)]
@@ -287,6 +292,142 @@ async def test_a_build_that_talks_is_not_silent(box: Box) -> None:
     assert end.exit_status == 0
 
 
+def bounds(
+    phase: str, *, timeout: float | None = None, silence: float | None = None, spent: float = 0.0
+) -> dict[str, PhaseBounds]:
+    return {phase: phase_bounds(phase, PhaseLimits(timeout=timeout, silence=silence), LimitsConfig(), spent)}
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "reason", "message"),
+    [
+        (
+            "while :; do echo x; sleep 0.05; done",
+            {"timeout": 0.3},
+            "timeout",
+            "phase check took longer than 0.3 s (limits.phases.check.timeout)",
+        ),
+        (
+            "echo x; sleep 1000",
+            {"silence": 0.3},
+            "silent",
+            "no output for 0.3 s in phase check (limits.phases.check.silence)",
+        ),
+    ],
+)
+async def test_a_limit_of_a_phase_ends_everything_and_is_named_with_its_phase(
+    box: Box, text: str, limits: dict[str, Any], reason: str, message: str
+) -> None:
+    with trio.fail_after(LIMIT_S):
+        with pytest.raises(BuildFailure) as caught:
+            await box.run(
+                ("build", "sleep 0.5"),
+                ("check", f"trap '' TERM; setsid sleep 1000 & {text}"),
+                ("stage", "echo never"),
+                bounds=bounds("check", **limits),
+            )
+    assert (caught.value.reason, caught.value.message) == (reason, message)
+    assert not caught.value.transient
+    assert box.events == [("begin", "build"), ("end", "build", 0), ("begin", "check")]
+    assert "never" not in box.log
+
+
+async def test_the_limits_of_one_phase_do_not_count_in_the_next(box: Box) -> None:
+    # together they take longer than any of them may, and what is quiet comes after what may not be
+    tight = bounds("configure", timeout=1.6, silence=1.6) | bounds("build", timeout=1.6) | bounds("stage", timeout=1.6)
+    with trio.fail_after(LIMIT_S):
+        end = await box.run(
+            ("configure", "sleep 0.6"), ("build", "sleep 0.6"), ("check", "sleep 2"), ("stage", ":"), bounds=tight
+        )
+    assert end.failed_phase is None
+    assert len(box.events) == 8
+
+
+async def test_a_phase_may_be_quiet_for_longer_than_the_others(box: Box) -> None:
+    with trio.fail_after(LIMIT_S):
+        end = await box.run(
+            ("build", "sleep 0.1"),
+            ("check", "sleep 1.6"),
+            ("stage", "sleep 0.1"),
+            silence=0.8,
+            bounds=bounds("check", silence=30.0),
+        )
+        assert end.failed_phase is None
+        with pytest.raises(BuildFailure, match=r"no output for 0\.8 s \(limits\.silence\)"):
+            await box.run(
+                ("check", "sleep 1.6"), ("stage", "sleep 1000"), silence=0.8, bounds=bounds("check", silence=30.0)
+            )
+
+
+async def test_what_the_driver_takes_between_two_phases_counts_in_none(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = 'echo "end $1 $status" >&3\n'
+    monkeypatch.setattr(session_module, "DRIVER", session_module.DRIVER.replace(said, f"{said}  sleep 0.8\n"))
+    tight = bounds("configure", timeout=0.5) | bounds("build", timeout=0.5, silence=0.5)
+    with trio.fail_after(LIMIT_S):
+        end = await box.run(("configure", ":"), ("build", ":"), ("stage", ":"), bounds=tight)
+    assert end.failed_phase is None
+
+
+def block(seconds: float) -> None:
+    """Let nothing of the daemon run, as on a machine that is suspended or has no time for it."""
+    time.sleep(seconds)
+
+
+async def test_a_daemon_that_was_held_up_does_not_blame_the_phases_that_ended_meanwhile(box: Box) -> None:
+    tight = bounds("configure", timeout=0.8, silence=0.8) | bounds("build", timeout=0.8, silence=0.8)
+
+    async def hold_up() -> None:
+        await when(lambda: (box.work / "src" / "begun").exists())
+        block(1.5)
+
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold_up)
+            end = await box.run(
+                ("configure", "touch begun; sleep 0.2"), ("build", "sleep 0.2"), ("check", "sleep 0.3"), bounds=tight
+            )
+    assert end.failed_phase is None
+
+
+async def test_output_that_nobody_had_time_to_read_is_no_silence(box: Box) -> None:
+    async def hold_up() -> None:
+        await when(lambda: (box.work / "src" / "begun").exists())
+        for _ in range(2):
+            block(1.0)
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold_up)
+            end = await box.run(
+                ("check", "touch begun; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo $i; sleep 0.2; done"),
+                bounds=bounds("check", silence=0.9),
+            )
+    assert end.failed_phase is None
+
+
+async def test_a_limit_is_looked_at_when_it_breaks_and_not_a_tick_later(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "TICK_S", 1000.0)
+    for limits in (bounds("check", timeout=0.3), bounds("check", silence=0.3)):
+        with trio.fail_after(LIMIT_S):
+            started = trio.current_time()
+            with pytest.raises(BuildFailure):
+                await box.run(("build", ":"), ("check", "sleep 1000"), bounds=limits)
+        assert 0.3 <= trio.current_time() - started < 5
+
+
+async def test_what_a_phase_took_before_the_session_counts(box: Box) -> None:
+    with trio.fail_after(LIMIT_S):
+        end = await box.run(("extract", "sleep 0.4"), bounds=bounds("extract", timeout=1000.0, spent=999.0))
+        assert end.failed_phase is None
+        with pytest.raises(BuildFailure, match="phase extract took longer than 1000 s"):
+            await box.run(("extract", "sleep 1000"), bounds=bounds("extract", timeout=1000.0, spent=999.7))
+
+
 # --- what cannot be started -------------------------------------------------------------------------------
 
 
@@ -298,6 +439,16 @@ async def test_a_sandbox_that_cannot_be_started_is_a_sandbox_failure(box: Box) -
         await box.run(("build", ":"), spawner=full)
     assert caught.value.reason == "sandbox_failed"
     assert "doctor" in caught.value.hint
+    assert caught.value.transient, "others may give processes and memory back"
+
+
+async def test_a_sandbox_that_is_not_there_is_not_there_later_either(box: Box) -> None:
+    def missing(*_: Any, **__: Any) -> Process:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    with pytest.raises(BuildFailure, match="No such file") as caught:
+        await box.run(("build", ":"), spawner=missing)
+    assert not caught.value.transient
 
 
 async def test_a_sandbox_that_ends_before_any_phase_is_a_sandbox_failure(box: Box) -> None:
@@ -316,6 +467,7 @@ async def test_a_sandbox_that_ends_before_any_phase_is_a_sandbox_failure(box: Bo
         with pytest.raises(BuildFailure, match="status 1 outside of any phase") as caught:
             await box.run(("build", ":"), sandbox=broken)
     assert caught.value.reason == "sandbox_failed"
+    assert caught.value.transient
     assert box.log == "no namespaces here\n"
 
 

@@ -16,11 +16,14 @@ from harness.daemon import (
     bwrap_trouble,
     named,
     needs_bwrap,
+    states,
     unbooted,
 )
 from harness.processes import alive, kill_all, resident_bytes, until, with_command, with_cookie, with_environment
 from harness.repository import GitServer, RecipeRepository, git, served
 from harness.rpc import RpcError, Silence
+from harness.web import WebServer
+from harness.workspace import Workspace
 
 __all__ = [
     "BACKENDS",
@@ -32,6 +35,8 @@ __all__ = [
     "RecipeRepository",
     "RpcError",
     "Silence",
+    "WebServer",
+    "Workspace",
     "a_home",
     "alive",
     "booted",
@@ -43,6 +48,7 @@ __all__ = [
     "resident_bytes",
     "rpc",
     "served",
+    "states",
     "unbooted",
     "until",
     "with_command",

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from buildd.model import BuildRecord
+from buildd.model import BuildRecord, Event
 from buildd.protocol import LogChunk, RunPackage, RunView
 from harness import rpc
 from harness.processes import kill_all, until, with_cookie, with_environment
@@ -231,6 +232,25 @@ class Daemon:
         assert build is not None
         return msgspec.convert(self.call("build.show", {"build": build}), BuildRecord)
 
+    def records(self, *, run: int | str | None = None, package: str | None = None) -> list[BuildRecord]:
+        """The builds of a run (its number or id), of a package, or all, oldest first."""
+        if isinstance(run, int):
+            run = self.run(run).id
+        wanted = {k: v for k, v in (("run", run), ("package", package)) if v is not None}
+        answer = self.call("build.list", {**wanted, "limit": 1000})
+        return msgspec.convert(list(reversed(answer["builds"])), list[BuildRecord])
+
+    def events(self, run: int | None = None, *kinds: str, after: int = 0) -> list[Event]:
+        """All events after a number, or those of a run, or of some kinds, that are there now."""
+        wanted: dict[str, Any] = {"kinds": kinds} | ({"run": self.run(run).id} if run is not None else {})
+        found: list[Event] = []
+        while True:
+            answer = self.call("events.poll", {"after": after, **wanted})
+            if answer["next"] == after:
+                return found
+            found += msgspec.convert(answer["events"], list[Event])
+            after = answer["next"]
+
     def build_log(self, build: str | None) -> str:
         """The whole log of a build so far."""
         assert build is not None
@@ -301,6 +321,11 @@ class Daemon:
 
     # --- looking at it from outside -------------------------------------------------------------------------
 
+    def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What a query of the database answers; nothing is ever written there."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.state_dir}/buildd.db?mode=ro", uri=True)) as connection:
+            return connection.execute(sql, parameters).fetchall()
+
     def build_ids(self) -> set[str]:
         """Every build that ever wrote a log, whether the daemon knows it or not."""
         return {path.stem for path in (self.state_dir / "logs").glob("*/*.log")}
@@ -356,6 +381,11 @@ def _assert_adds_up(view: RunView) -> None:
     if view.packages:
         shown = {state: sum(p.state == state for p in view.packages) for state in counts}
         assert shown == counts, f"run {view.number} counts {counts} and shows {shown}"
+
+
+def states(view: RunView) -> dict[str, str]:
+    """The state of each package of a run."""
+    return {package.name: package.state for package in view.packages}
 
 
 def named(view: RunView, name: str) -> RunPackage:

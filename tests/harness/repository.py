@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from harness.processes import until
 
@@ -57,7 +57,7 @@ class RecipeRepository:
         limits: Mapping[str, Any] | None = None,
         path: str | None = None,
         **keys: Any,
-    ) -> RecipeRepository:
+    ) -> Self:
         """Describe (again) a package with a directory of its own, or of `path`."""
         if path is None:
             path = name
@@ -73,23 +73,28 @@ class RecipeRepository:
         self._recipes[name] = "\n".join(lines) + "\n"
         return self
 
-    def packages(self, names: Iterable[str], **keys: Any) -> RecipeRepository:
+    def packages(self, names: Iterable[str], **keys: Any) -> Self:
         """Many packages that share the whole tree."""
         for name in names:
             self.package(name, path=".", **keys)
         return self
 
-    def write(self, name: str, content: str | bytes) -> RecipeRepository:
+    def write(self, name: str, content: str | bytes) -> Self:
         """Write a file as it is."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content.encode() if isinstance(content, str) else content)
         return self
 
-    def commit(self, message: str = "a change") -> str:
-        """Write the recipes, and commit everything; the commit's id (empty for a plain directory)."""
+    def save(self) -> Self:
+        """Write the recipes without committing them."""
         if self._recipes:
             self.write("buildd.toml", "\n".join(self._recipes.values()))
+        return self
+
+    def commit(self, message: str = "a change") -> str:
+        """Write the recipes, and commit everything; the commit's id (empty for a plain directory)."""
+        self.save()
         if self.plain:
             return ""
         git("add", "-A", cwd=self.path)

@@ -19,7 +19,6 @@ PACKAGE = Package(
     path="jq",
     repository="https://example.org/r",
     store="/clones/r",
-    commit="c" * 40,
     tree="t" * 40,
     depends=("onig",),
     system="make",
@@ -88,7 +87,6 @@ def test_what_the_build_finds_around_it_changes_the_key(around: dict[str, Any]) 
     "package",
     [
         changed(limits=Limits(timeout=1.0, silence=1.0, log=1, memory=1)),
-        changed(commit="d" * 40),
         changed(path="elsewhere"),
         changed(repository="https://example.org/fork"),
         changed(store="/other"),

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from buildd.errors import InvalidInput, NotFound
-from buildd.model import PHASES, Limits, Package, Source
+from buildd.model import PHASES, Limits, Package, PhaseLimits, Source
 from buildd.recipes.native import MAX_PHASE_BYTES, MAX_RECIPE_BYTES, Origin, discover
 from buildd.recipes.presets import PRESETS
 
-ORIGIN = Origin(repository="https://example.org/r", store="/clones/r", commit="c" * 40)
+ORIGIN = Origin(repository="https://example.org/r", store="/clones/r")
 SHA = "0" * 64
 
 
@@ -44,7 +44,8 @@ class Tree:
 
 def found(text: str | bytes, path: str = "buildd.toml", **files: str) -> list[Package]:
     content = text if isinstance(text, bytes) else text.encode()
-    return discover(Tree({path: content, "sub/file": b"", **{k: v.encode() for k, v in files.items()}}), ORIGIN)
+    tree = Tree({path: content, "sub/file": b"", **{k: v.encode() for k, v in files.items()}})
+    return [package for packages in discover(tree, ORIGIN).values() for package in packages]
 
 
 def one(text: str, path: str = "buildd.toml") -> Package:
@@ -84,7 +85,6 @@ def test_the_least_recipe_is_a_name() -> None:
         path="sub",
         repository=ORIGIN.repository,
         store=ORIGIN.store,
-        commit=ORIGIN.commit,
         tree="tree of sub",
     )
 
@@ -119,12 +119,23 @@ def test_a_full_recipe_becomes_a_package() -> None:
         silence = 90
         log = "10MiB"
         memory = "2GiB"
+        [package.jq.limits.phases]
+        fetch.silence = "20s"
+        [package.jq.limits.phases.check]
+        timeout = "10min"
+        silence = 60
         """
     )
     assert package.path == "sub"
     assert package.depends == ("oniguruma", "https://example.org/other//zlib")
     assert package.summary == "JSON processor"
-    assert package.limits == Limits(timeout=1800.0, silence=90.0, log=10 << 20, memory=2 << 30)
+    assert package.limits == Limits(
+        timeout=1800.0,
+        silence=90.0,
+        log=10 << 20,
+        memory=2 << 30,
+        phases={"fetch": PhaseLimits(silence=20.0), "check": PhaseLimits(timeout=600.0, silence=60.0)},
+    )
     assert package.phases == {"build": "make"}
     assert package.sources == (
         Source(
@@ -142,7 +153,8 @@ def test_a_full_recipe_becomes_a_package() -> None:
 
 
 def test_a_package_can_be_stored_and_comes_back_as_it_was() -> None:
-    package = one(recipe(limits={"timeout": "1.5h", "silence": 3, "log": "1MiB", "memory": 2**40}, summary="ü"))
+    limits = {"timeout": "1.5h", "silence": 3, "log": "1MiB", "memory": 2**40, "phases": {"check": {"timeout": "1m"}}}
+    package = one(recipe(limits=limits, summary="ü"))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(package), type=Package) == package
     assert msgspec.json.decode(msgspec.json.encode(package), type=Package) == package
 
@@ -179,7 +191,7 @@ def test_packages_of_several_files_are_found_together() -> None:
 
 
 def test_a_revision_without_recipes_has_no_packages() -> None:
-    assert discover(Tree({"README": b""}), ORIGIN) == []
+    assert discover(Tree({"README": b""}), ORIGIN) == {}
 
 
 # --- what it must not say ---------------------------------------------------------------------------------
@@ -187,6 +199,10 @@ def test_a_revision_without_recipes_has_no_packages() -> None:
 WRONG = {
     "unknown key vesion": recipe(vesion="1"),
     "unknown key limits.memroy": recipe(limits={"memroy": 1}),
+    "unknown phase limits.phases.chek": recipe(limits={"phases": {"chek": {"timeout": 1}}}),
+    "unknown phase limits.phases.timeout": recipe(limits={"phases": {"timeout": 1}}),
+    "unknown key limits.phases.check.timout": recipe(limits={"phases": {"check": {"timout": 1}}}),
+    "unknown key limits.phases.check.memory": recipe(limits={"phases": {"check": {"memory": "1GiB"}}}),
     "unknown key source.sha": source(sha="0"),
     "version": recipe(version="1 2"),
     "$.version": recipe(version=1),
@@ -211,6 +227,11 @@ WRONG = {
     "$.limits.silence": recipe(limits={"silence": -1}),
     "$.limits.memory": recipe(limits={"memory": "2 stones"}),
     "$.limits.log": recipe(limits={"log": 1.5}),
+    "limits.phases.check.timeout: 'soon' is not a duration": recipe(limits={"phases": {"check": {"timeout": "soon"}}}),
+    "limits.phases.build.silence: -1 is not a duration": recipe(limits={"phases": {"build": {"silence": -1}}}),
+    "limits.phases.build.silence: [] is not a duration": recipe(limits={"phases": {"build": {"silence": []}}}),
+    "limits.phases.check is not a table": recipe(limits={"phases": {"check": "10min"}}),
+    "$.limits.phases": recipe(limits={"phases": 1}),
     "$.limits": recipe(limits=1),
     "$.source": recipe(source=1),
     "$.source[0]": recipe(source=[1]),
@@ -244,6 +265,9 @@ def test_a_complaint_names_the_file_the_package_and_the_key(what: str) -> None:
     [
         (recipe(vesion="1"), "version"),
         (recipe(limits={"memroy": 1}), "limits.memory"),
+        (recipe(limits={"phases": {"check": {"timout": 1}}}), "limits.phases.check.timeout"),
+        (recipe(limits={"phases": {"chek": {"timeout": 1}}}), "did you mean limits.phases.check?"),
+        (recipe(limits={"phases": {"check": "10min"}}), "[package.jq.limits.phases.check]"),
         (recipe(phases={"compile": "x"}), "configure"),
         (recipe(system="automake"), "autotools"),
         (recipe(formats=["rpm"]), "tar"),
@@ -301,6 +325,7 @@ def test_a_url_that_cannot_even_be_taken_apart_is_a_complaint(url: str) -> None:
         {"timeout": 10**400},
         {"memory": "999999999999TiB"},
         {"log": 2**70},
+        {"phases": {"check": {"timeout": "9" * 400 + "h"}}},
     ],
 )
 def test_a_limit_beyond_all_bounds_is_a_complaint(limits: dict[str, Any]) -> None:
@@ -308,7 +333,13 @@ def test_a_limit_beyond_all_bounds_is_a_complaint(limits: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("key", ["\\u001b[2J", "a\\nb", "\\u202e", "x" * 5000])
-@pytest.mark.parametrize("table", ["[package.jq]\n", "[package.jq.limits]\n", "[[package.jq.source]]\n", ""])
+@pytest.mark.parametrize(
+    "table",
+    [
+        *("[package.jq]\n", "[package.jq.limits]\n", "[[package.jq.source]]\n", ""),
+        *("[package.jq.limits.phases]\n", "[package.jq.limits.phases.check]\n"),
+    ],
+)
 def test_a_key_does_no_harm_to_the_terminal_it_is_shown_on(table: str, key: str) -> None:
     error = complaint(f'{table}"{key}" = 1')
     assert error.message.isprintable()
@@ -364,7 +395,7 @@ values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["url", "sha256", "build", "timeout", "memory", "x", "into"]), inner, max_size=3
+            st.sampled_from(["url", "sha256", "build", "timeout", "memory", "phases", "x", "into"]), inner, max_size=3
         )
     ),
     max_leaves=6,

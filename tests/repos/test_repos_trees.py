@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pygit2
 import pytest
+from hypothesis import given, settings, strategies as st
 from repos_servers import commit, git, make_repository
 
 from buildd.errors import InvalidInput, NotFound
@@ -154,6 +156,143 @@ def test_the_listing_is_that_of_git(repo: Path) -> None:
         for (mode, _, id), path in [(line.split("\t")[0].split(), line.split("\t")[1])]
     ]
     assert store.listing(store.subtree(store.resolve())) == expected
+
+
+# --- what differs between two trees -----------------------------------------------------------------------
+
+DIRECTORY, FILE, EXECUTABLE, LINK, SUBMODULE = 0o040000, 0o100644, 0o100755, 0o120000, 0o160000
+
+Leaf = tuple[int, bytes]
+"""Mode, and content or, of a submodule, what its id is made from."""
+Content = Mapping[bytes, "Leaf | Content"]
+
+
+class Odb:
+    """Trees of any shape, written as raw objects."""
+
+    def __init__(self, path: Path) -> None:
+        pygit2.init_repository(os.fspath(path), bare=True)
+        self._odb = pygit2.Repository(os.fspath(path)).odb
+        self.store = GitStore(path)
+
+    def tree(self, content: Content, directory_mode: bytes = b"40000") -> str:
+        entries = []
+        for name, entry in content.items():
+            if isinstance(entry, Mapping):
+                mode, id, order = directory_mode, bytes.fromhex(self.tree(entry, directory_mode)), name + b"/"
+            elif entry[0] == SUBMODULE:
+                mode, id, order = b"160000", zlib.crc32(entry[1]).to_bytes(20, "big"), name
+            else:
+                mode, order = b"%o" % entry[0], name
+                id = bytes(self._odb.write(pygit2.enums.ObjectType.BLOB, entry[1]).raw)
+            entries.append((order, b"%s %s\0%s" % (mode, name, id)))
+        return self.raw(b"".join(data for _, data in sorted(entries)))
+
+    def raw(self, data: bytes) -> str:
+        return str(self._odb.write(pygit2.enums.ObjectType.TREE, data))
+
+    def differing(self, old: str, new: str) -> dict[str, Entry | None]:
+        """What two full listings say."""
+        before, after = ({e.path: e for e in self.store.listing(tree)} for tree in (old, new))
+        gone: dict[str, Entry | None] = dict.fromkeys(before.keys() - after.keys())
+        return gone | {path: entry for path, entry in after.items() if before.get(path) != entry}
+
+
+@pytest.fixture(scope="module")
+def odb(tmp_path_factory: pytest.TempPathFactory) -> Odb:
+    return Odb(tmp_path_factory.mktemp("odb") / "raw.git")
+
+
+tree_names = st.sampled_from([b"a", b"b", b"c.d", b"c", b"\xff", b" 4\n0"])
+leaves = st.tuples(
+    st.sampled_from([FILE, EXECUTABLE, LINK, SUBMODULE, 0o100664]), st.sampled_from([b"", b"x", b"40000 d\0"])
+)
+contents = st.dictionaries(
+    tree_names,
+    st.recursive(leaves, lambda inner: st.dictionaries(tree_names, inner, max_size=4), max_leaves=12),
+    max_size=5,
+)
+
+
+@given(contents, contents)
+@settings(deadline=None)
+def test_the_changed_files_are_those_that_differ_in_the_listings(odb: Odb, old: Content, new: Content) -> None:
+    before, after = odb.tree(old), odb.tree(new)
+    assert odb.store.changed_files(before, after) == odb.differing(before, after)
+    assert odb.store.changed_files(after, before) == odb.differing(after, before)
+    assert odb.store.changed_files(before, before) == {}
+
+
+@given(contents, contents)
+@settings(deadline=None, max_examples=30)
+def test_modes_as_only_other_tools_write_them_make_no_difference(odb: Odb, old: Content, new: Content) -> None:
+    for old_mode, new_mode in ((b"040000", b"040000"), (b"40000", b"040000"), (b"040755", b"40000")):
+        before, after = odb.tree(old, old_mode), odb.tree(new, new_mode)
+        assert odb.store.changed_files(before, after) == odb.differing(before, after)
+
+
+@pytest.mark.parametrize("mode", [b"0100644", b"100664", b"100700", b"120777", b"160001", b"0", b"777"])
+def test_the_mode_of_a_changed_file_is_that_of_the_listing(odb: Odb, mode: bytes) -> None:
+    tree = odb.raw(mode + b" name\0" + b"\1" * 20)
+    empty = odb.raw(b"")
+    assert odb.store.changed_files(empty, tree) == {entry.path: entry for entry in odb.store.listing(tree)}
+    assert odb.store.changed_files(tree, empty) == {"name": None}
+
+
+def test_equal_directories_are_not_entered(odb: Odb, monkeypatch: pytest.MonkeyPatch) -> None:
+    same: dict[bytes, Leaf] = {b"%d" % number: (FILE, b"x") for number in range(50)}
+    old = odb.tree({b"changing": {b"f": (FILE, b"1"), b"same": same}, b"same": {b"deep": same}})
+    new = odb.tree({b"changing": {b"f": (FILE, b"2"), b"same": same}, b"same": {b"deep": same}})
+    monkeypatch.setattr("buildd.repos.limits.MAX_ENTRIES", 10)
+    assert odb.store.changed_files(old, new).keys() == {"changing/f"}
+
+
+def test_trees_that_are_not_there_cannot_be_compared(odb: Odb) -> None:
+    tree = odb.tree({b"a": (FILE, b"x")})
+    (blob_id,) = (entry.id for entry in odb.store.listing(tree))
+    for wrong in ("0" * 40, blob_id):
+        with pytest.raises(NotFound):
+            odb.store.changed_files(tree, wrong)
+        with pytest.raises(NotFound):
+            odb.store.changed_files(wrong, tree)
+    with pytest.raises(InvalidInput):
+        odb.store.changed_files(tree, "nonsense")
+
+
+def bomb(odb: Odb, leaf: Content, *, depth: int = 12) -> str:
+    tree = odb.tree(leaf)
+    for _ in range(depth):
+        tree = odb.raw(b"".join(b"40000 %d\0%s" % (n, bytes.fromhex(tree)) for n in range(10)))
+    return tree
+
+
+@pytest.mark.parametrize("leaf", [{b"f": (FILE, b"x")}, {}], ids=["files", "directories only"])
+def test_the_comparison_with_a_tree_that_unfolds_without_end_is_refused(
+    odb: Odb, leaf: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildd.repos.limits.MAX_ENTRIES", 5000)
+    wide = odb.raw(b"".join(b"40000 %04d\0%s" % (n, bytes.fromhex(bomb(odb, leaf, depth=3))) for n in range(2000)))
+    deep, other = bomb(odb, leaf), bomb(odb, {b"g": (FILE, b"y")})
+    small = odb.tree({b"0": {b"0": {b"f": (FILE, b"z")}}})
+    for one, two in ((small, deep), (small, wide), (deep, other)):
+        for old, new in ((one, two), (two, one)):
+            with pytest.raises(InvalidInput, match="entries"):
+                odb.store.changed_files(old, new)
+
+
+def test_the_comparison_with_a_bottomless_tree_is_refused(odb: Odb) -> None:
+    trees = []
+    for text in (b"x", b"y"):
+        tree = odb.tree({b"f": (FILE, text)})
+        for _ in range(140):
+            tree = odb.raw(b"40000 d\0" + bytes.fromhex(tree))
+        trees.append(tree)
+    for old, new in ((odb.tree({}), trees[0]), tuple(trees)):
+        with pytest.raises(InvalidInput, match="nested"):
+            odb.store.changed_files(old, new)
+
+
+# --- fingerprints and checkouts ---------------------------------------------------------------------------
 
 
 def test_the_crc_depends_on_path_mode_and_content_but_not_on_order() -> None:

@@ -96,8 +96,9 @@ async def test_the_event_and_the_record_it_reports_are_one_transaction(journal: 
     with pytest.raises(DatabaseError):
         await journal.emit("two", statements=[insert]).wait()
     database = journal._database
+    assert database.read_now(lambda c: c.execute("SELECT count(*) FROM repositories").fetchone()) == (1,)
     kinds = database.read_now(lambda c: c.execute("SELECT kind FROM events").fetchall())
-    assert kinds == [("one",)]
+    assert kinds == [("one",), ("two",)], "what happened is told all the same, and no number is missing"
 
 
 async def test_a_database_that_cannot_record_does_not_hold_events_back(journal: Journal) -> None:

@@ -9,25 +9,60 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from msgspec import Struct
 
 from buildd.errors import InvalidInput, NotFound
-from buildd.model import BuildRecord, Limits, Package, PhaseRecord, Stats
+from buildd.model import BuildRecord, PhaseRecord, Stats
+from buildd.planner.keys import Inputs, KeyParts
 from buildd.planner.states import Completed, Discovering, Failed, Initialized
 from buildd.protocol import RunPackage, StartParams
 from buildd.store.database import Database
 from buildd.store.runs import (
+    RESULTS_PER_PACKAGE,
+    RosterEntry,
     RunRecord,
     RunStore,
+    index_package,
     insert_build,
     insert_run,
     save_packages,
-    save_plan,
+    save_places,
+    save_roster,
+    save_source,
     update_build,
     update_run,
 )
 
 pytestmark = pytest.mark.trio
-HOME = "https://example.org/r"
+HOME, FORK = "https://example.org/r", "https://example.org/fork"
+INPUTS = Inputs(
+    parts=KeyParts(
+        name="jq",
+        version="1",
+        tree="1" * 40,
+        sources=(),
+        patches=(),
+        phases={"build": "make"},
+        formats=(),
+        environment="e" * 64,
+        architecture="x86_64",
+        dependencies={},
+    ),
+    outputs={},
+    environment={},
+    strategy="aggressive",
+    repository=HOME,
+    commit=None,
+    root="2" * 40,
+    path=".",
+)
+
+
+class Spot(Struct, frozen=True):
+    """Where sources are, as far as the store cares: anything that JSON can say."""
+
+    repository: str
+    tree: str
 
 
 class Store:
@@ -54,7 +89,7 @@ class Store:
         return record
 
     async def build(
-        self, id: str, package: str = "jq", *, started: float = 0.0, took: float = 1.0, home: str = HOME, **fields: Any
+        self, id: str, package: str = "jq", *, started: float = 0.0, took: float = 1.0, **fields: Any
     ) -> BuildRecord:
         record = BuildRecord(
             **{
@@ -67,11 +102,12 @@ class Store:
                 "completed_at": started + took,
                 "key": f"key-{id}",
                 "output_id": "0" * 64,
+                "repository": HOME,
                 **fields,
             }
         )
         begun = msgspec.structs.replace(record, state="running", completed_at=None, output_id=None)
-        await self.write(insert_build(begun, home))
+        await self.write(insert_build(begun, INPUTS))
         if record.state != "running":
             await self.write(update_build(record))
         return record
@@ -148,18 +184,39 @@ async def test_a_run_and_its_packages_come_back_as_they_were(store: Store) -> No
     assert await store.runs.find_run("1") == (ended, (shown,))
 
 
-async def test_a_plan_survives_a_restart_with_everything_in_it(store: Store) -> None:
+async def test_the_places_of_a_runs_sources_survive_a_restart(store: Store) -> None:
     run = await store.run(1)
-    assert await store.runs.plan(run.id) is None
-    assert await store.runs.plan("none") is None
-    plan = tuple(
-        Package(
-            name=name, version="1", path=".", repository=HOME, store="/s", commit=None, tree="0" * 40, limits=limits
-        )
-        for name, limits in (("a", Limits()), ("b", Limits(timeout=1.5, silence=2.0, log=3, memory=4)))
-    )
-    await store.write(save_plan(run.id, plan), update_run(msgspec.structs.replace(run, state=Discovering())))
-    assert await store.runs.plan(run.id) == plan
+    assert await store.runs.places(run.id) is None
+    assert await store.runs.places("none") is None
+    places = Spot(repository=HOME, tree="0" * 40)
+    await store.write(save_places(run.id, places), update_run(msgspec.structs.replace(run, state=Discovering())))
+    kept = await store.runs.places(run.id)
+    assert kept is not None
+    assert msgspec.json.decode(kept, type=Spot) == places
+
+
+async def test_a_run_without_a_roster_had_nothing_up_to_date(store: Store) -> None:
+    run = await store.run(1)
+    assert await store.runs.roster(run.id) == []
+    await store.write(save_packages(run.id, []))
+    assert await store.runs.roster(run.id) == []
+    assert await store.runs.roster("none") == []
+
+
+async def test_runs_share_a_roster_and_each_has_what_differs_from_it(store: Store) -> None:
+    first, second = await store.run(1), await store.run(2)
+    entries = [RosterEntry(f"p{n}", "1", f"{n:064x}") for n in range(5)]
+    changes = {"p1": ("2", "f" * 64), "p3": None, "new": ("1", "e" * 64), "never there": None}
+    await store.write(save_roster("shared", entries), save_packages(first.id, [], "shared", {}))
+    await store.write(save_packages(second.id, [], "shared", changes))
+    assert await store.runs.roster(first.id) == entries
+    assert await store.runs.roster(second.id) == [
+        entries[0],
+        RosterEntry("p1", "2", "f" * 64),
+        entries[2],
+        entries[4],
+        RosterEntry("new", "1", "e" * 64),
+    ]
 
 
 # --- builds -----------------------------------------------------------------------------------------------
@@ -205,20 +262,32 @@ async def test_the_expected_duration_is_the_median_of_the_last_five_successes(st
 async def test_known_results_are_by_key_and_the_newest_wins(store: Store) -> None:
     await store.build("b1", key="k1", started=1.0, output_id="1" * 64)
     await store.build("b2", key="k2", started=2.0, output_id="2" * 64)
-    await store.build("b3", key="k1", started=3.0, output_id="3" * 64, home="https://example.org/fork")
+    await store.build("b3", key="k1", started=3.0, output_id="3" * 64, repository=FORK)
     await store.build("b4", key="k4", started=4.0, output_id=None, state="failed")
-    found = await store.runs.known_results(["jq"], latest_only=False, repositories=[])
+    found = await store.runs.known_results({"jq": None})
     assert {key: result.build for key, result in found.items()} == {"k1": "b3", "k2": "b2"}
     assert found["k1"].output_id == "3" * 64
-    assert await store.runs.known_results(["zlib"], latest_only=False, repositories=[]) == {}
+    assert await store.runs.known_results({"zlib": None}) == {}
 
 
 async def test_conservative_results_are_each_packages_last_in_its_own_repository(store: Store) -> None:
     await store.build("b1", key="k1", started=1.0)
     await store.build("b2", key="k2", started=2.0)
-    await store.build("b3", key="k3", started=3.0, home="https://example.org/fork")
-    found = await store.runs.known_results(["jq"], latest_only=True, repositories=[HOME])
-    assert {key: result.build for key, result in found.items()} == {"k2": "b2"}
+    await store.build("b3", key="k3", started=3.0, repository=FORK)
+    await store.build("b4", key="k4", started=4.0, state="failed", output_id=None)
+    await store.build("b5", "zlib", key="k5", started=5.0)
+    for home, builds in ((HOME, {"k2": "b2"}), (FORK, {"k3": "b3"}), ("https://example.org/none", {})):
+        found = await store.runs.known_results({"jq": home})
+        assert {key: result.build for key, result in found.items()} == builds
+    mixed = await store.runs.known_results({"jq": HOME, "zlib": None})
+    assert {key: result.build for key, result in mixed.items()} == {"k2": "b2", "k5": "b5"}
+
+
+async def test_a_new_build_is_compared_with_the_last_successes_of_its_package_and_no_older_ones(store: Store) -> None:
+    for number in range(RESULTS_PER_PACKAGE + 2):
+        await store.build(f"b{number}", key=f"k{number}", started=float(number))
+    found = await store.runs.known_results({"jq": None})
+    assert found.keys() == {f"k{number}" for number in range(2, RESULTS_PER_PACKAGE + 2)}
 
 
 async def test_outputs_lead_back_to_their_builds(store: Store) -> None:
@@ -238,4 +307,50 @@ async def test_ten_thousand_names_are_looked_up_at_once(store: Store) -> None:
     await store.build("b1", "p9999")
     names = [f"p{n}" for n in range(10_000)]
     assert await store.runs.history(names) == {"p9999": 1.0}
-    assert set(await store.runs.known_results(names, latest_only=False, repositories=[])) == {"key-b1"}
+    assert set(await store.runs.known_results(dict.fromkeys(names))) == {"key-b1"}
+    assert set(await store.runs.known_results(dict.fromkeys(names, HOME))) == {"key-b1"}
+
+
+# --- sources and the index --------------------------------------------------------------------------------
+
+
+async def test_the_crc_of_a_source_is_known_once_its_listing_is_stored(store: Store) -> None:
+    one, two = "1" * 40, "2" * 40
+    assert await store.runs.crcs([one]) == {}
+    files = [(b"caf\xe9", 0o100644, bytes.fromhex("a" * 40))]
+    await store.write(save_source(one, 7, files), save_source(two, 0xFFFFFFFF, []))
+    await store.write(save_source(one, 8, []))
+    assert await store.runs.crcs([one, two, "3" * 40]) == {one: 7, two: 0xFFFFFFFF}, "a tree never changes"
+    assert await store.runs.crcs([]) == {}
+
+
+async def test_the_crc_of_a_source_with_very_many_files_is_kept_without_its_listing(store: Store) -> None:
+    files = [(b"%d" % number, 0o100644, bytes(20)) for number in range(50_001)]
+    await store.write(save_source("1" * 40, 7, files), save_source("2" * 40, 8, files[:-1]))
+    assert await store.runs.crcs(["1" * 40]) == {"1" * 40: 7}
+    rows = store.database.read_now(
+        lambda c: c.execute("SELECT tree, files IS NULL FROM source_trees ORDER BY tree").fetchall()
+    )
+    assert [tuple(row) for row in rows] == [("1" * 40, 1), ("2" * 40, 0)]
+
+
+async def test_a_success_takes_the_place_of_the_one_before_in_the_index(store: Store) -> None:
+    async def indexed() -> list[tuple[Any, ...]]:
+        return await store.database.read(
+            lambda c: [
+                tuple(row)
+                for row in c.execute("SELECT version, repository, build, tree, crc FROM package_index ORDER BY build")
+            ]
+        )
+
+    builds = [
+        await store.build(id, tree=id * 20, crc=number, **fields)
+        for number, (id, fields) in enumerate([("b1", {}), ("b2", {"version": "2"}), ("b3", {"repository": FORK})])
+    ]
+    await store.write(*map(index_package, builds))
+    await store.write(index_package(await store.build("b4", tree="b4" * 20, crc=None)))
+    assert await indexed() == [
+        ("2", HOME, "b2", "b2" * 20, 1),
+        ("1", FORK, "b3", "b3" * 20, 2),
+        ("1", HOME, "b4", "b4" * 20, None),
+    ]

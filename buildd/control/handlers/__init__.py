@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from buildd.control.handlers import artifact, build, daemon, events, repo, run
+from buildd.control.handlers import artifact, build, daemon, db, events, package, repo, run
 from buildd.control.handlers.services import Services
 from buildd.control.socket import Peer
 
@@ -26,6 +26,8 @@ _METHODS: dict[str, Callable[..., Awaitable[Any]]] = {
     "repo.branches": repo.branches,
     "run.start": run.start,
     "run.plan": run.plan,
+    "package.why": package.why,
+    "package.verify": package.verify,
     "run.status": run.status,
     "run.list": run.list_recent,
     "run.wait": run.wait,
@@ -39,6 +41,16 @@ _METHODS: dict[str, Callable[..., Awaitable[Any]]] = {
     "artifact.show": artifact.show,
     "artifact.export": artifact.export,
     "artifact.read": artifact.read,
+    "artifact.verify": artifact.verify,
+    "artifact.pin": artifact.pin,
+    "artifact.unpin": artifact.unpin,
+    "artifact.collect": artifact.collect,
+    "db.latest": db.latest,
+    "db.failures": db.failures,
+    "db.fingerprint": db.fingerprint,
+    "db.stats": db.stats,
+    "db.verify": db.verify,
+    "db.reset": db.reset,
 }
 
 

@@ -74,11 +74,15 @@ def _state(services: Services) -> DaemonState:
 
 def _reasons(services: Services) -> tuple[str, ...]:
     trouble = services.database.trouble
-    found = [f"the database cannot record: {trouble}"] if trouble is not None else []
+    found = []
+    if trouble is not None:
+        found.append(
+            f"the database cannot record: {trouble}; {services.database.waiting} records wait for it in memory"
+        )
     if services.engine.draining is not None:
         found.append(f"draining: {services.engine.draining}")
-    if services.database.set_aside is not None:
-        found.append(f"a damaged database was set aside as {services.database.set_aside}")
+    if services.database.renewal is not None:
+        found.append(str(services.database.renewal))
     return (*found, *services.weaker)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Collection, Mapping
+
 import trio
 
 from buildd.control.handlers.services import Services
 from buildd.control.rights import user_name
 from buildd.control.socket import Peer
 from buildd.engine.run import Run
-from buildd.engine.views import run_view, selected
+from buildd.engine.views import roster_view, run_view, selected
 from buildd.errors import NotFound, Refused
+from buildd.model import PackageState
+from buildd.planner.graph import waves
 from buildd.protocol import (
     MAX_POLL_S,
     CancelParams,
     Ok,
+    PackageVerdict,
     PlannedPackage,
     PlanParams,
     PlanResult,
@@ -32,14 +36,32 @@ from buildd.protocol import (
 )
 from buildd.store.runs import RunRecord
 
+_PLANNED_FILES = 20
+"""Changed files that a plan names of each package; `package.why` has more."""
+
 
 async def start(services: Services, params: StartParams, peer: Peer) -> StartResult:
-    record = await services.engine.start(params, user_name(peer.uid))
-    return StartResult(id=record.id, number=record.number)
+    event = services.journal.last
+    run = await services.engine.start(params, user_name(peer.uid))
+    ended: RunView | None = None
+    if params.wait > 0:
+        with trio.move_on_after(min(params.wait, MAX_POLL_S)):
+            await run.finished.wait()
+            ended = services.engine.view(run, packages=False)
+    return StartResult(id=run.id, number=run.record.number, event=event, run=ended)
 
 
 async def plan(services: Services, params: PlanParams, peer: Peer) -> PlanResult:
-    plan, wave = await services.engine.plan(params.targets, refresh=params.refresh)
+    verdicts: Mapping[str, PackageVerdict] = {}
+    if params.why:
+        assessment = await services.engine.assess(
+            params.targets, refresh=params.refresh, worktree=params.worktree, strategy=params.strategy
+        )
+        plan = assessment.plan
+        verdicts = await services.explainer.explain(assessment.verdicts.values(), files=_PLANNED_FILES)
+    else:
+        plan = await services.engine.plan(params.targets, refresh=params.refresh, worktree=params.worktree)
+    wave = await trio.to_thread.run_sync(waves, plan.graph, list(plan.packages))
     return PlanResult(
         packages=tuple(
             PlannedPackage(
@@ -51,8 +73,9 @@ async def plan(services: Services, params: PlanParams, peer: Peer) -> PlanResult
                 depends=p.depends,
                 wave=wave[p.name],
                 ignore=p.ignore,
+                verdict=verdicts.get(p.name),
             )
-            for p in plan.packages
+            for p in plan.packages.values()
         ),
         waves=max(wave.values(), default=0),
     )
@@ -70,17 +93,28 @@ async def lookup(services: Services, text: str) -> tuple[RunRecord, Run | None, 
     return record, services.engine.find(record.id), packages
 
 
-async def view(services: Services, text: str, *, packages: bool = True, live: bool = False) -> RunView:
-    """The run that `text` names. Raises NotFound or InvalidInput."""
+async def view(
+    services: Services,
+    text: str,
+    *,
+    packages: bool = True,
+    live: bool = False,
+    states: Collection[PackageState] = (),
+) -> RunView:
+    """The run that `text` names, with all its packages or those in some `states`. Raises NotFound or InvalidInput."""
     record, run, recorded = await lookup(services, text)
     if run is not None:
-        return services.engine.view(run, packages=packages, live=live)
-    return run_view(record, packages=recorded if packages else ())
+        return services.engine.view(run, packages=packages, live=live, states=states)
+    if not packages:
+        return run_view(record)
+    if not states or "skipped" in states:
+        entries = await services.runs.roster(record.id)
+        recorded = (*recorded, *roster_view(entries, services.artifacts.directory))
+    return run_view(record, packages=selected(recorded, states))
 
 
 async def status(services: Services, params: RunStatusParams, peer: Peer) -> RunView:
-    shown = await view(services, params.run, packages=params.packages, live=params.live)
-    return msgspec.structs.replace(shown, packages=tuple(selected(shown.packages, params.states)))
+    return await view(services, params.run, packages=params.packages, live=params.live, states=params.states)
 
 
 async def list_recent(services: Services, params: RunListParams, peer: Peer) -> RunList:
@@ -94,10 +128,11 @@ async def list_recent(services: Services, params: RunListParams, peer: Peer) -> 
 async def wait(services: Services, params: WaitParams, peer: Peer) -> WaitResult:
     record, run, _ = await lookup(services, params.run)
     if run is None:
-        return WaitResult(finished=True, run=await view(services, record.id))
+        return WaitResult(finished=True, run=await view(services, record.id, packages=params.packages))
     with trio.move_on_after(max(0.0, min(params.timeout, MAX_POLL_S))):
         await run.finished.wait()
-    return WaitResult(finished=run.finished.is_set(), run=await view(services, record.id))
+    shown = await view(services, record.id, packages=params.packages)
+    return WaitResult(finished=run.finished.is_set(), run=shown)
 
 
 async def cancel(services: Services, params: CancelParams, peer: Peer) -> Ok:

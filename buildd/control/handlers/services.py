@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct
 
 from buildd.config import Config
+from buildd.engine.collector import Collector
 from buildd.engine.engine import Engine
+from buildd.engine.explain import Explainer
 from buildd.protocol import CheckResult
 from buildd.repos.clones import Clones
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.database import Database
 from buildd.store.journal import Journal
 from buildd.store.logs import Logs
+from buildd.store.queries import Queries
 from buildd.store.runs import RunStore
 
 
@@ -24,7 +27,10 @@ class Services(Struct, frozen=True, kw_only=True):
     journal: Journal
     database: Database
     runs: RunStore
+    queries: Queries
+    explainer: Explainer
     artifacts: ArtifactStore
+    collector: Collector
     logs: Logs
     started_at: float
     """On time.monotonic()'s clock."""

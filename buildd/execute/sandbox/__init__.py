@@ -50,6 +50,9 @@ def directory_below(output: Output, prefix: str) -> Path | None:
     An output is foreign: a link on the way could lead anywhere on this machine. Raises BuildFailure for one.
     """
     path = output.tree
+    if not path.is_dir():
+        message = f"the artifact of {output.name} is gone: {output.output_id}"
+        raise BuildFailure("sandbox_failed", message, transient=True)
     for part in prefix.strip("/").split("/"):
         path = path / part
         try:
@@ -83,6 +86,12 @@ class Sandbox(Protocol):
 
     def layout(self, work: Path) -> Layout:
         """Where things are for a build whose directory on the host is `work`."""
+
+    def refresh(self) -> None:
+        """Show what has changed on the machine to the sessions that follow. Blocks. Raises OSError."""
+
+    def elsewhere(self) -> Sandbox:
+        """The same sandbox, in which builds see their directories at other paths: to verify earlier builds."""
 
     def argv(self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool) -> list[str]:
         """The command line that runs `command` inside. `prefix` is the host's directory to see at $PREFIX."""

@@ -1,18 +1,19 @@
 """The default sandbox: bubblewrap, without privileges.
 
 The build sees the system's /usr read-only, an allow-list of /etc (never keys, shadow or the daemon's own
-files), its own directory at /build, and its dependencies at $PREFIX. It has its own user, pid, ipc, uts and
+files; see `Etc`), its own directory at /build, and its dependencies at $PREFIX. It has its own user, pid, ipc, uts and
 network namespaces, uid 1000 with no capabilities, and no network outside the fetch phase. When bwrap or the
 daemon dies, the kernel kills everything in the pid namespace.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import trio
@@ -20,6 +21,7 @@ import trio
 from buildd.errors import BuildFailure
 from buildd.execute.proctree import alive, children, descendants, kill_until_gone, signal_all
 from buildd.execute.sandbox import WORK_DIRECTORIES, Layout, Output, directory_below
+from buildd.execute.sandbox.etc import Etc
 from buildd.process import Process
 from buildd.store.output import compose_prefix
 from buildd.store.tree import remove_tree
@@ -59,7 +61,8 @@ _ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _USERS = "root:x:0:0:root:/:/usr/sbin/nologin\nbuild:x:1000:1000:build:/build/home:/bin/sh\nnobody:x:65534:65534::/:/\n"
 _GROUPS = "root:x:0:\nbuild:x:1000:\nnogroup:x:65534:\n"
 
-LAYOUT_ROOT = "/build"
+_ROOT, _OTHER_ROOT = "/build", "/rebuild"
+"""Where builds find their directories, and where those do that verify earlier ones."""
 _OWN = tuple(name for name in WORK_DIRECTORIES if name != "tmp")  # which is at /tmp
 
 
@@ -100,12 +103,17 @@ class BwrapSandbox:
     def __init__(self, program: str, *, prefix: str, state_dir: Path, readonly_paths: Sequence[str] = ()) -> None:
         """`program` is the path of bwrap; `state_dir` takes the composed prefixes, beside the artifacts."""
         self._prefix = prefix
+        self._root = _ROOT
+        self._below = lru_cache(maxsize=10_000)(partial(directory_below, prefix=prefix))
+        """What is there of an output does not change, and a build may need hundreds."""
         self._prefixes = state_dir / "prefixes"
         self._prefixes.mkdir(parents=True, exist_ok=True)
-        etc = state_dir / "sandbox"
-        etc.mkdir(exist_ok=True)
-        for name, text in (("passwd", _USERS), ("group", _GROUPS)):
-            (etc / name).write_text(text)
+        self._etc = Etc(
+            state_dir / "sandbox" / "etc",
+            _ETC,
+            own={"passwd": _USERS, "group": _GROUPS},
+            bound=[*_NETWORK_ETC, *(path.removeprefix("/etc/") for path in readonly_paths if path.startswith("/etc/"))],
+        )
         self._base = [
             program,
             "--die-with-parent",
@@ -130,15 +138,21 @@ class BwrapSandbox:
                 self._base += ["--symlink", os.readlink(path), str(path)]
             elif path.is_dir():
                 self._base += ["--ro-bind", str(path), str(path)]
-        self._base += ["--ro-bind", str(etc / "passwd"), "/etc/passwd", "--ro-bind", str(etc / "group"), "/etc/group"]
-        self._base += _binds(f"/etc/{name}" for name in _ETC)
+        self._base += ["--ro-bind", str(self._etc.directory), "/etc"]
         self._base += ["--proc", "/proc", "--dev", "/dev", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
         self._further = _binds(readonly_paths)
         self._further_targets = self._further[2::3]
-        self._network = _binds(f"/etc/{name}" for name in _NETWORK_ETC)
+
+    def refresh(self) -> None:
+        self._etc.refresh()
+
+    def elsewhere(self) -> BwrapSandbox:
+        other = copy.copy(self)
+        other._root = _OTHER_ROOT
+        return other
 
     def layout(self, work: Path) -> Layout:
-        root = LAYOUT_ROOT
+        root = self._root
         return Layout(
             src=f"{root}/src",
             build=f"{root}/build",
@@ -153,10 +167,11 @@ class BwrapSandbox:
         dependencies = ["--ro-bind", str(prefix), self._prefix] if prefix is not None else ["--dir", self._prefix]
         return [
             *self._base,
-            *(self._network if network else ("--unshare-net",)),
+            *(part for name, path in self._etc.binds.items() for part in ("--ro-bind", path, f"/etc/{name}")),
+            *(_binds(f"/etc/{name}" for name in _NETWORK_ETC) if network else ("--unshare-net",)),
             *dependencies,
             # each by itself, below a directory that is not the build's: none can be renamed, or be replaced by a link
-            *(part for name in _OWN for part in ("--bind", f"{work}/{name}", f"{LAYOUT_ROOT}/{name}")),
+            *(part for name in _OWN for part in ("--bind", f"{work}/{name}", f"{self._root}/{name}")),
             "--bind",
             f"{work}/tmp",
             "/tmp",
@@ -164,7 +179,7 @@ class BwrapSandbox:
             "--remount-ro",
             "/",
             "--chdir",
-            f"{LAYOUT_ROOT}/src",
+            f"{self._root}/src",
             "--",
             *command,
         ]
@@ -172,7 +187,7 @@ class BwrapSandbox:
     def _check_mount_points(self, work: Path) -> None:
         """bwrap makes the mount points of `readonly_paths` below /tmp and /build, in directories that an earlier
         session could write: through a link there it would make them elsewhere. Raises BuildFailure for one."""
-        inside = {"/tmp": work / "tmp", **{f"{LAYOUT_ROOT}/{name}": work / name for name in _OWN}}
+        inside = {"/tmp": work / "tmp", **{f"{self._root}/{name}": work / name for name in _OWN}}
         for target in self._further_targets:
             for mount, directory in inside.items():
                 if not target.startswith(f"{mount}/"):
@@ -187,7 +202,7 @@ class BwrapSandbox:
 
     @asynccontextmanager
     async def prefix(self, build: str, outputs: Sequence[Output]) -> AsyncIterator[Path | None]:
-        below = [(o.name, directory_below(o, self._prefix)) for o in outputs]
+        below = [(output.name, self._below(output)) for output in outputs]
         trees = [(name, path) for name, path in below if path is not None]
         if len(trees) <= 1:
             yield trees[0][1] if trees else None

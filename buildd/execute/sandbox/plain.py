@@ -209,6 +209,12 @@ class PlainSandbox:
         self._prefix = SharedPrefix(state_dir / "prefix")
         self._active: set[str] = set()
 
+    def refresh(self) -> None:
+        """Builds see the machine itself."""
+
+    def elsewhere(self) -> PlainSandbox:
+        return self  # each build sees the directory that it has on the host
+
     def layout(self, work: Path) -> Layout:
         return Layout(
             src=str(work / "src"),

@@ -1,0 +1,187 @@
+"""What packages a revision has, remembered: a tree that was looked into is not looked into again, and of a new
+one only what differs from the last.
+
+A recipe is read again when its file changed; a package is made anew when something below its directory did. What
+is equal to before is the very same object, so that whoever compares two revisions compares identities.
+
+Invariant: the answer is what `discover` would give for the tree. Whatever is not plain sailing on the way (a
+name that appears twice, a directory that is gone) is left to a full look, whose errors are the ones people see.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from buildd.engine.keepsake import KEPT, Keepsakes
+from buildd.errors import BuilddError
+from buildd.model import Package
+from buildd.recipes.native import RECIPE_FILE, Origin, discover, read_recipes
+from buildd.repos.trees import LINK, GitStore
+
+KEPT_PER_STORE = 3
+"""Revisions of one repository that are remembered: the last, and branches that take turns with it."""
+KEPT_PACKAGES = 100_000
+"""Packages in all remembered revisions together, counted once for each revision."""
+
+
+class Revision:
+    """The packages of one tree. Immutable."""
+
+    __slots__ = ("by_path", "files", "packages", "tree")
+
+    def __init__(self, tree: str, files: Mapping[str, tuple[Package, ...]]) -> None:
+        """`files` are the recipe files: path to the packages that each describes."""
+        self.tree = tree
+        self.files = files
+        self.packages: dict[str, Package] = {p.name: p for found in files.values() for p in found}
+        self.by_path: dict[str, list[str]] = {}
+        """Directory to the recipe files that have a package there."""
+        for file, found in files.items():
+            for package in found:
+                self.by_path.setdefault(package.path, []).append(file)
+
+    def varied(self, tree: str, changed: Mapping[str, tuple[Package, ...] | None]) -> Revision | None:
+        """Another tree, in which these recipe files have other packages or are gone; None when names clash."""
+        if all(found is not None and _same_places(found, self.files[file]) for file, found in changed.items()):
+            new = Revision(tree, {})
+            new.files = {**self.files, **{file: found for file, found in changed.items() if found is not None}}
+            new.packages = {**self.packages, **{p.name: p for found in changed.values() for p in found or ()}}
+            new.by_path = self.by_path
+            return new
+        files = {**self.files, **changed}
+        new = Revision(tree, {file: found for file, found in files.items() if found is not None})
+        return new if len(new.packages) == sum(map(len, new.files.values())) else None
+
+
+def _same_places(new: Iterable[Package], old: Iterable[Package]) -> bool:
+    return [(p.name, p.path) for p in new] == [(p.name, p.path) for p in old]
+
+
+class Discoveries:
+    """Thread-safe; `look` blocks on the disk."""
+
+    def __init__(self, keepsakes: Keepsakes) -> None:
+        self._keepsakes = keepsakes
+        self._saved: dict[tuple[str, str], Revision] = {}
+        """The revision of each repository and store that the disk has."""
+        self._known: OrderedDict[tuple[str, str, str], Revision] = OrderedDict()
+        """By repository, store and tree; the last used comes last."""
+        self._lock = threading.Lock()
+
+    def look(self, repository: str, store: str, tree: str) -> Revision:
+        """The packages of a tree. Raises InvalidInput, NotFound."""
+        with self._lock:
+            found = self._known.get((repository, store, tree))
+            like = next((r for (o, s, _), r in reversed(self._known.items()) if (o, s) == (repository, store)), None)
+            if found is not None:
+                self._known.move_to_end((repository, store, tree))
+        if found is None and like is None:
+            like = self._loaded(repository, store)
+            found = like if like is not None and like.tree == tree else None
+        if found is None:
+            reader = RevisionTree(GitStore(Path(store)), tree)
+            origin = Origin(repository=repository, store=store)
+            found = _derived(like, reader, origin) if like is not None else None
+            if found is None:
+                files = discover(reader, origin)
+                found = Revision(tree, {file: _reused(files[file], like) for file in files} if like else files)
+            self._remember((repository, store, tree), found)
+            self._save(repository, store, found)
+        return found
+
+    def _loaded(self, repository: str, store: str) -> Revision | None:
+        """The revision that an earlier life of the daemon looked into last."""
+        kept = self._keepsakes.load(repository, store)
+        if kept is None:
+            return None
+        revision = self._saved[repository, store] = Revision(*kept)
+        self._remember((repository, store, revision.tree), revision)
+        return revision
+
+    def _save(self, repository: str, store: str, revision: Revision) -> None:
+        """Keep a revision for the next life, unless the one that is kept differs in little."""
+        saved = self._saved.get((repository, store))
+        if saved is not None:
+            differing = sum(saved.files.get(path) is not found for path, found in revision.files.items())
+            if differing <= len(revision.files) // 20:
+                return
+        self._keepsakes.save(repository, store, revision.tree, revision.files)
+        self._saved[repository, store] = revision
+        while len(self._saved) > KEPT:
+            self._saved.pop(next(iter(self._saved)))
+
+    def _remember(self, home: tuple[str, str, str], revision: Revision) -> None:
+        with self._lock:
+            self._known[home] = revision
+            self._known.move_to_end(home)
+            same = [key for key in self._known if key[:2] == home[:2]]
+            for key in same[:-KEPT_PER_STORE]:
+                del self._known[key]
+            total = sum(len(r.packages) for r in self._known.values())
+            while total > KEPT_PACKAGES and len(self._known) > 1:
+                total -= len(self._known.popitem(last=False)[1].packages)
+
+
+class RevisionTree:
+    """`buildd.recipes.native.Tree` on a git tree."""
+
+    def __init__(self, git: GitStore, tree: str) -> None:
+        self.git, self.id = git, tree
+
+    def files_named(self, name: str) -> Iterable[tuple[str, str]]:
+        return self.git.find_files(self.id, name)
+
+    def read(self, blob: str, limit: int) -> bytes:
+        return self.git.read_blob(blob, limit)
+
+    def subtree(self, path: str) -> str:
+        return self.git.subtree(self.id, path)
+
+
+def _derived(like: Revision, tree: RevisionTree, origin: Origin) -> Revision | None:
+    """The revision as a variation of another one; None when a full look is needed."""
+    try:
+        differing = tree.git.changed_files(like.tree, tree.id)
+        for path, entry in differing.items():
+            if posixpath.basename(path) == RECIPE_FILE and (path not in like.files or (entry and entry.mode == LINK)):
+                return None  # a new recipe has its place among the others; a link is none
+        places = _directories(differing)
+        touched = {file for place in places for file in like.by_path.get(place, ())}
+        changed: dict[str, tuple[Package, ...] | None] = {}
+        for path in sorted(touched | (like.files.keys() & differing.keys())):
+            if path not in differing:
+                changed[path] = tuple(
+                    msgspec.structs.replace(package, tree=tree.subtree(package.path))
+                    if package.path in places
+                    else package
+                    for package in like.files[path]
+                )
+            elif (entry := differing[path]) is not None:
+                changed[path] = _reused(read_recipes(path, entry.id, tree, origin), like)
+            else:
+                changed[path] = None
+    except BuilddError:
+        return None
+    return like.varied(tree.id, changed)
+
+
+def _reused(found: Iterable[Package], like: Revision) -> tuple[Package, ...]:
+    """`found` with the objects of another revision in the place of their equals."""
+    return tuple(old if (old := like.packages.get(package.name)) == package else package for package in found)
+
+
+def _directories(paths: Iterable[str]) -> set[str]:
+    """Every directory on the way to one of `paths`, `.` included."""
+    found = {"."}
+    for path in paths:
+        while path := posixpath.dirname(path):
+            if path in found:
+                break
+            found.add(path)
+    return found

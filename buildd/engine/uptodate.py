@@ -1,0 +1,232 @@
+"""Which packages of a plan are up to date, remembered from run to run.
+
+A package is up to date when its key is that of an earlier success whose artifact is there. Looking at ten thousand
+packages takes ten thousand hashes; so what was found is kept, and the next run looks only at packages that are
+not the same object any more, at those whose answer has become doubtful, and at what depends on a change.
+
+Invariant: an entry says what a full look would say. Whoever makes one doubtful (an artifact goes, another success
+is recorded) says so by `doubt` or `forget`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Set
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from buildd.engine.prepare import Plan
+from buildd.execute.environment import Environment
+from buildd.model import Package, Strategy
+from buildd.planner.keys import KeyParts, closure_id, key_of, key_parts
+from buildd.store.runs import KnownResult
+
+KEPT = 8
+"""Lineages of plans that are remembered."""
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    """How earlier results count for the packages of a repository."""
+
+    strategy: Strategy
+    environment: Environment
+
+
+class Rules(Struct, frozen=True, kw_only=True):
+    repositories: dict[str, Rule]
+    architecture: str
+
+    def of(self, package: Package) -> Rule:
+        return self.repositories[package.repository]
+
+    def strategy(self, package: Package) -> Strategy:
+        return self.of(package).strategy
+
+    def parts(self, package: Package, dependencies: Mapping[str, str]) -> KeyParts:
+        """The parts of a package's key, given the closure ids of its direct dependencies."""
+        return key_parts(
+            package,
+            environment=self.of(package).environment.id,
+            architecture=self.architecture,
+            dependencies=dependencies,
+        )
+
+    @property
+    def basis(self) -> object:
+        """Hashable; equal for rules under which keys and answers are the same."""
+        pairs = sorted((name, r.strategy, r.environment.id) for name, r in self.repositories.items())
+        return self.architecture, tuple(pairs)
+
+
+class Settled(NamedTuple):
+    """A package that is up to date, and by what."""
+
+    package: Package
+    key: str
+    closure: str
+    """Its closure id, as dependents have it in their keys."""
+    output_id: str
+    build: str
+    """The build that made the output."""
+
+
+class Standing(NamedTuple):
+    """What a run starts from. Immutable."""
+
+    settled: Mapping[str, Settled]
+    open: Collection[str]
+    """The other packages, in topological order: they are to be built, or depend on one that is."""
+
+
+class Lineage:
+    """The memory of one set of targets under one set of rules."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.settled: Mapping[str, Settled] = {}
+        self.touched_at = 0.0
+        """When the artifacts were last noted as used, in seconds since the epoch."""
+        self._doubtful: set[str] = set()
+        self._last: dict[str, tuple[str, str]] = {}
+        """Key and output of each package's last success: of runs that overlap, any may end last."""
+
+    def candidates(self, plan: Plan) -> set[str]:
+        """Names that must be looked at; all others stand as they are."""
+        if plan is self.plan:
+            return set(self._doubtful)
+        settled = self.settled
+        return self._doubtful.intersection(plan.packages) | {
+            name for name, p in plan.packages.items() if (entry := settled.get(name)) is None or entry.package is not p
+        }
+
+    def remember(self, plan: Plan, settled: Mapping[str, Settled], doubtful: Set[str]) -> None:
+        self.plan, self.settled, self._doubtful = plan, settled, set(doubtful)
+
+    def add(self, plan: Plan, fresh: Mapping[str, Settled], dependencies: Mapping[str, Mapping[str, str]]) -> None:
+        """Take in what a run of `plan` has built or found, unless something else was learned meanwhile.
+
+        `dependencies` has, by name, the closure ids that the key of each of them was made with.
+        """
+        if plan is not self.plan:
+            return
+        before, merged = self.settled, {**self.settled, **fresh}
+        sound = {
+            name
+            for name, entry in fresh.items()
+            if self._last.get(name, (entry.key, entry.output_id)) == (entry.key, entry.output_id)
+            and all(d in merged and merged[d].closure == closure for d, closure in dependencies[name].items())
+        }
+        moved = [name for name in fresh if name in before and before[name].closure != fresh[name].closure]
+        for name in fresh.keys() - sound:
+            del merged[name]
+        self.settled = merged
+        self._doubtful = self._doubtful.union(fresh, *(plan.dependents[name] for name in moved)) - sound
+
+    def doubt(self, name: str, key: str, output: str) -> bool:
+        """There is a newer success of a package; whether that makes its entry doubtful."""
+        self._last[name] = key, output
+        entry = self.settled.get(name)
+        if entry is None or (entry.key, entry.output_id) == (key, output):
+            return False
+        self._doubtful.add(name)
+        return True
+
+    def forget(self, outputs: Collection[str]) -> None:
+        """These artifacts are gone."""
+        self._doubtful.update(name for name, entry in self.settled.items() if entry.output_id in outputs)
+
+
+class Lineages:
+    def __init__(self) -> None:
+        self._known: OrderedDict[object, Lineage] = OrderedDict()
+
+    def of(self, plan: Plan, rules: Rules) -> Lineage:
+        home = (plan.home, rules.basis)
+        lineage = self._known.setdefault(home, Lineage())
+        self._known.move_to_end(home)
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return lineage
+
+    def all(self) -> Collection[Lineage]:
+        return self._known.values()
+
+    def clear(self) -> None:
+        self._known.clear()
+
+
+def above(plan: Plan, names: Collection[str]) -> set[str]:
+    """`names` and everything that depends on them, directly or not."""
+    found: set[str] = set()
+    stack = list(names)
+    while stack:
+        name = stack.pop()
+        if name not in found:
+            found.add(name)
+            stack.extend(plan.dependents[name])
+    return found
+
+
+def settle(
+    plan: Plan,
+    settled: Mapping[str, Settled],
+    candidates: Collection[str],
+    rules: Rules,
+    *,
+    results: Mapping[str, KnownResult],
+    usable: Callable[[str], bool],
+    forced: Set[str] = frozenset(),
+) -> tuple[dict[str, Settled], list[str]]:
+    """Look at `candidates` and, as far as a change reaches, at what depends on them.
+
+    `results` are earlier successes by key, of all that are `above` the candidates; `usable` says whether an
+    artifact is there. Returns all packages that are up to date, and the others in topological order. Pure but
+    for `usable`.
+    """
+    current = dict(settled)
+    for name in settled.keys() - plan.packages.keys():
+        del current[name]
+    open_: list[str] = []
+    is_open: set[str] = set()
+    queue = sorted(plan.index[name] for name in candidates)
+    waiting = set(queue)
+    names = list(plan.packages) if queue else []
+    while queue:
+        position = heapq.heappop(queue)
+        name = names[position]
+        package = plan.packages[name]
+        before = current.get(name)
+        entry = None
+        if not (package.ignore or name in forced or any(d in is_open for d in package.depends)):
+            entry = _look(package, current, rules, results, usable)
+        if entry is None:
+            current.pop(name, None)
+            open_.append(name)
+            is_open.add(name)
+        else:
+            if before is None or before[1:] != entry[1:] or before.package is not package:
+                current[name] = entry
+        if entry is None or before is None or before.closure != entry.closure:
+            for dependent in plan.dependents[name]:
+                place = plan.index[dependent]
+                if place not in waiting:
+                    waiting.add(place)
+                    heapq.heappush(queue, place)
+    return current, open_
+
+
+def _look(
+    package: Package,
+    current: Mapping[str, Settled],
+    rules: Rules,
+    results: Mapping[str, KnownResult],
+    usable: Callable[[str], bool],
+) -> Settled | None:
+    dependencies = {name: current[name].closure for name in package.depends}
+    key = key_of(rules.parts(package, dependencies))
+    known = results.get(key)
+    if known is None or not usable(known.output_id):
+        return None
+    return Settled(package, key, closure_id(known.output_id, dependencies), known.output_id, known.build)
