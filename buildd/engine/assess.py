@@ -75,8 +75,8 @@ class Assessor:
         self._journal = journal
         self._environment = environment
         self._lineages = Lineages()
-        self._made: set[str] = set()
-        """Outputs that came since the last look at what has vanished, which knows only what it has seen."""
+        self._stuck: set[str] = set()
+        """Damaged artifacts that cannot be set aside: they are there, and none the less gone."""
         self._doubts = 0
         """Rises whenever something that was known became doubtful."""
 
@@ -95,7 +95,7 @@ class Assessor:
 
     def succeeded(self, package: str, key: str, output: str) -> None:
         """A package has a newer success."""
-        self._made.add(output)
+        self._stuck.discard(output)
         for lineage in self._lineages.all():
             if lineage.doubt(package, key, output):
                 self._doubts += 1
@@ -114,11 +114,14 @@ class Assessor:
         try:
             place = await trio.to_thread.run_sync(self._artifacts.set_aside, output)
         except OSError as error:
+            self._stuck.add(output)
             log.error("a damaged artifact cannot be set aside", output_id=output, error=str(error))
         else:
             if place is not None:
                 log.error("a damaged artifact is set aside; it will be built again", output_id=output, why=why)
-                self._journal.emit("artifact_damaged", data={"output_id": output, "problems": [why], "kept": str(place)})
+                self._journal.emit(
+                    "artifact_damaged", data={"output_id": output, "problems": [why], "kept": str(place)}
+                )
         self.forget([output])
         return False
 
@@ -152,9 +155,7 @@ class Assessor:
         Raises DatabaseError.
         """
         lineage = self.lineage(plan, rules)
-        made = frozenset(self._made)
-        vanished = await trio.to_thread.run_sync(self._vanished, made)
-        self._made -= made
+        vanished = await trio.to_thread.run_sync(self._artifacts.vanished)
         if vanished:
             self.forget(vanished)
         while True:
@@ -166,10 +167,6 @@ class Assessor:
                 good = [await self.usable(o) for o in {standing.settled[name].output_id for name in used}]
                 if all(good) and self._doubts == doubts:
                     return standing, results
-
-    def _vanished(self, made: Set[str]) -> set[str]:
-        """Outputs that were there and are gone, whoever removed them."""
-        return self._artifacts.vanished() | {output for output in made if not self._artifacts.exists(output)}
 
     async def _look(
         self, plan: Plan, rules: Rules, lineage: Lineage, forced: Set[str]
@@ -192,11 +189,14 @@ class Assessor:
             candidates,
             rules,
             results=results,
-            usable=self._artifacts.exists,
+            usable=self._is_there,
             forced=forced,
         )
         settled, open_ = work() if len(wanted) <= _AT_ONCE else await trio.to_thread.run_sync(work)
         return Standing(settled, open_), results
+
+    def _is_there(self, output: str) -> bool:
+        return output not in self._stuck and self._artifacts.exists(output)
 
     async def assess(self, plan: Plan, rules: Rules) -> Assessment:
         """What a run of the plan would find now."""

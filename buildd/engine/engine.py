@@ -573,8 +573,7 @@ class Engine:
             self._assessor.succeeded(name, build.key, build.output_id)
             known = KnownResult(key=build.key, output_id=build.output_id, build=build.id)
             for other in self._runs.values():
-                if other.counts(name, build.repository):
-                    other.results.setdefault(build.key, known)
+                other.learn(name, build.repository, known)
         state = build.state
         assert state != "running"
         ready, given_up = run.progress.move(name, state, reason=build.reason, message=build.message)

@@ -77,11 +77,12 @@ class Preparer:
         run.plan, run.places = plan, plan.places
         run.rules = rules = self._assessor.rules(plan, request.strategy)
         run.lineage = self._assessor.lineage(plan, rules)
+        run.learn_news()
         earlier = await self._earlier(run, same_sources=same_sources)
         built = {build.package for build in earlier} & plan.packages.keys()
         forced = await self._forced(run, plan, rules) | built  # what this run has built is no news from elsewhere
         run.standing, results = await self._standing(plan, rules, forced)
-        run.results = {**results, **run.results}  # with the successes of other runs that came meanwhile
+        run.results = {**results, **run.results}  # with what was built meanwhile
         durations: dict[str, float] = {}
         statements: list[Statement] = []
         if run.standing.open:

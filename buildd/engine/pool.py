@@ -215,6 +215,11 @@ class WorkerPool:
         """Use an earlier result if its artifact is sound; if not it is gone now, and the package is built."""
         good = found.output_id is None or await self._owner.usable(found.output_id)
         package.checking = False
+        if not good:  # where a damaged artifact cannot be set aside, this would be found again and again
+            if isinstance(found, BuildRecord):
+                run.earlier.pop(package.package.name, None)
+            else:
+                run.results.pop(found.key, None)
         if good and package.state == "queued" and not self.stopping:
             self._accept(run, package, found)
         else:

@@ -59,6 +59,8 @@ class Run:
         """Set when the run has a final state, on disk."""
         self._outputs: tuple[int, int, Set[str]] | None = None
         """The outputs of a standing and a state of the progress, once they were asked for."""
+        self._news: list[tuple[str, str, KnownResult]] = []
+        """Package, repository and result of what was built since the run began, until it has a plan."""
 
     @property
     def id(self) -> str:
@@ -69,13 +71,23 @@ class Run:
         request = self.record.request
         return request.force or package in request.force_packages or package in self.verified
 
-    def counts(self, package: str, repository: str) -> bool:
-        """Whether a new success of a package in a repository may answer this run."""
-        mine = self.plan.packages.get(package) if self.plan is not None else None
-        if mine is None or self.rules is None:
-            return False
+    def learn(self, package: str, repository: str, known: KnownResult) -> None:
+        """A package of a repository was built while this run goes on: its result may answer this run too."""
+        if self.plan is None or self.rules is None:
+            self._news.append((package, repository, known))
+            return
+        mine = self.plan.packages.get(package)
+        if mine is None:
+            return
         strategy = self.rules.strategy(mine)
-        return strategy == "aggressive" or (strategy == "conservative" and mine.repository == repository)
+        if strategy == "aggressive" or (strategy == "conservative" and mine.repository == repository):
+            self.results.setdefault(known.key, known)
+
+    def learn_news(self) -> None:
+        """Take in what was built before there was a plan: it may be missing in the records when they are read."""
+        news, self._news = self._news, []
+        for package, repository, known in news:
+            self.learn(package, repository, known)
 
     def uses(self, output: str) -> bool:
         """Whether an artifact answers a package of this run, so that another may still need it."""

@@ -313,11 +313,19 @@ class Peer:
             )
         )
 
-    def run_start(self, params: p.StartParams) -> p.StartResult:
-        number = len(self.runs) + 1
+    def run_start(self, params: p.StartParams) -> Held:
+        number, event = len(self.runs) + 1, len(self.events)
         run = self.add_run(number, state="initialized", targets=params.targets)
         threading.Thread(target=self.on_start, args=(run,), daemon=True).start()
-        return p.StartResult(id=run, number=number)
+
+        def attempt(late: bool) -> p.StartResult | None:
+            view = self.runs[run] if params.wait > 0 else None
+            if view is not None and view.state in TERMINAL:
+                ended = msgspec.structs.replace(view, packages=())
+                return p.StartResult(id=run, number=number, event=event, run=ended)
+            return p.StartResult(id=run, number=number, event=event) if late else None
+
+        return Held(params.wait, attempt)
 
     def run_plan(self, params: p.PlanParams) -> p.PlanResult:
         return self.plan
@@ -341,6 +349,8 @@ class Peer:
         def attempt(late: bool) -> p.WaitResult | None:
             view = self.runs[run]
             finished = view.state in TERMINAL
+            if not params.packages:
+                view = msgspec.structs.replace(view, packages=())
             return p.WaitResult(finished=finished, run=view) if finished or late else None
 
         return Held(params.timeout, attempt)

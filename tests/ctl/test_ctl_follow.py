@@ -223,6 +223,132 @@ def test_of_a_long_run_the_summary_leaves_out_what_went_well(peer: Peer, ctl: Ct
     assert len(ctl("show", "1").stdout.splitlines()) > 3000
 
 
+def test_a_long_summary_fetches_only_what_something_happened_to(peer: Peer, ctl: Ctl) -> None:
+    states = ["success", "failed", "blocked", "cancelled", *["skipped"] * 60, *["ignored"] * 10]
+    packages = tuple(package(f"p{number}", state) for number, state in enumerate(states))
+    peer.add_run(1, state="failed", packages=packages, completed_at=time.time())
+    done = ctl("wait", "1")
+    assert done.returncode == 1
+    rows = [line.split()[1:4] for line in done.stdout.splitlines() if " 1.0 " in line and "0s" not in line]
+    assert [(name, state) for name, _, state in rows[:4]] == [
+        ("p0", "success"),
+        ("p1", "failed"),
+        ("p2", "blocked"),
+        ("p3", "cancelled"),
+    ]
+    assert "  70 more without trouble: buildctl show 1\n" in done.stdout
+    assert ": 74 packages = 1 success + 1 failed + 60 skipped + 1 blocked + 10 ignored + 1 cancelled\n" in done.stdout
+    asked = [set(params.states) for params in peer.calls("run.status") if params.packages]
+    assert asked[-1] == {"success", "failed", "blocked", "cancelled"}
+    assert all(asked), "nobody asked for all packages"
+
+
+# --- runs that have ended before the answer ---------------------------------------------------------------
+
+
+def at_once(peer: Peer, packages: tuple[p.RunPackage, ...], *, state: str = "completed") -> None:
+    """Every run ends at once like this."""
+    peer.on_start = lambda run: peer.set_run(
+        run, state=state, packages=packages, started_at=1e9, completed_at=1e9 + 0.04
+    )
+
+
+def up_to_date(count: int) -> tuple[p.RunPackage, ...]:
+    return tuple(package(f"p{number}", "skipped") for number in range(count))
+
+
+def test_a_large_run_in_which_nothing_had_to_be_done_is_one_question_and_one_line(peer: Peer, ctl: Ctl) -> None:
+    at_once(peer, up_to_date(3000))
+    done = ctl("start", "things", "--wait")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "run 1 completed in 0.0s: 3000 packages = 3000 skipped\n"
+    assert [method for method, _ in peer.requests] == ["run.start"]
+    assert ctl("start", "things", "--wait", "--quiet").stdout == ""
+
+
+def test_the_answer_is_waited_for_only_by_whoever_waits(peer: Peer, ctl: Ctl) -> None:
+    at_once(peer, up_to_date(60))
+    assert ctl("start", "things").stdout.startswith("run 1 accepted")
+    ctl("start", "things", "--wait")
+    without, with_wait = (params.wait for params in peer.calls("run.start"))
+    assert without == 0
+    assert 0 < with_wait <= 1
+
+
+def test_json_has_all_packages_however_soon_a_run_has_ended(peer: Peer, ctl: Ctl) -> None:
+    for number, packages in enumerate((up_to_date(2), up_to_date(60)), start=1):
+        at_once(peer, packages)
+        done = ctl("start", "things", "--wait", "--json")
+        assert done.returncode == 0
+        run = msgspec.json.decode(done.stdout, type=p.RunView)
+        assert (run.number, run.packages) == (number, packages)
+
+
+def test_a_large_run_that_failed_at_once_tells_what_failed(peer: Peer, ctl: Ctl) -> None:
+    broken = package("broken", "failed", reason="phase_failed", message="build exited with 2")
+    at_once(peer, (*up_to_date(60), broken, package("behind", "blocked", message="it needs broken")), state="failed")
+    done = ctl("start", "things", "--wait")
+    assert done.returncode == 1
+    assert "✗ broken 1.0 phase_failed: build exited with 2\n" in done.stdout
+    assert "    it needs broken\n" in done.stdout
+    assert "60 more without trouble" in done.stdout
+    assert not peer.calls("run.wait"), "there was nothing to follow"
+    assert ctl("start", "things", "--wait", "--quiet").returncode == 1
+
+
+def test_a_small_run_is_shown_whole_even_when_nothing_had_to_be_done(peer: Peer, ctl: Ctl) -> None:
+    def tell(run: str) -> None:
+        for name in ("p0", "p1"):
+            data = {"version": "1.0", "state": "skipped", "reason": "unchanged", "message": "CRC match, skipped"}
+            peer.emit("package_skipped", run=run, package=name, data=data)
+        peer.set_run(run, state="completed", packages=up_to_date(2), completed_at=time.time())
+
+    for number in range(5):
+        peer.emit("package_skipped", run="another", package=f"old{number}", data={"version": "1"})
+    peer.on_start = tell
+    done = ctl("start", "things", "--wait")
+    told, _, summary = done.stdout.partition("\n\n")
+    assert [STAMP.sub("", line) for line in told.splitlines()] == [
+        f"= {name} 1.0 skipped: unchanged: CRC match, skipped" for name in ("p0", "p1")
+    ]
+    assert [line.split()[:4] for line in summary.splitlines()[1:3]] == [
+        ["=", "p0", "1.0", "skipped"],
+        ["=", "p1", "1.0", "skipped"],
+    ]
+    assert peer.calls("events.poll")[0].after == 5, "what happened before the run does not matter"
+
+
+def test_a_run_that_cannot_be_planned_at_once_says_why(peer: Peer, ctl: Ctl) -> None:
+    peer.on_start = lambda run: peer.set_run(run, state="failed", completed_at=time.time(), error="no such thing")
+    done = ctl("start", "things", "--wait")
+    assert done.returncode == 1
+    assert "✗ no such thing\n" in done.stdout
+
+
+def test_many_packages_that_were_up_to_date_are_one_line_and_a_retry_says_when_and_why(peer: Peer, ctl: Ctl) -> None:
+    def tell(run: str) -> None:
+        data = {"count": 9999, "reason": "unchanged", "message": "CRC match, skipped"}
+        peer.emit("packages_skipped", run=run, data=data)
+        peer.emit("package_started", run=run, package="a", data={"version": "1.0", "attempt": 1})
+        peer.emit(
+            "package_retry",
+            run=run,
+            package="a",
+            data={"version": "1.0", "attempt": 2, "delay_s": 5.0, "reason": "network", "message": "no route\x07"},
+        )
+        peer.set_run(run, packages=(package("a", "queued"),))
+        time.sleep(0.5)  # longer than the first answer is waited for
+        peer.set_run(run, state="completed", packages=(package("a", "success"),), completed_at=time.time())
+
+    peer.on_start = tell
+    told, _, _ = ctl("start", "things", "--wait").stdout.partition("\n\n")
+    assert [STAMP.sub("", line) for line in told.splitlines()] == [
+        "= 9999 packages: CRC match, skipped",
+        "a 1.0 build started",
+        "  a 1.0 attempt 2 follows in 5.0s: network: no route\\x07",
+    ]
+
+
 # --- on a terminal ------------------------------------------------------------------------------------------
 
 

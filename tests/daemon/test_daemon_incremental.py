@@ -100,6 +100,18 @@ def test_a_change_in_the_middle_of_a_chain_builds_it_and_what_is_above(daemon: D
     assert built(daemon.build(workspace)) == set()
 
 
+def test_a_change_that_its_neighbour_hides_reaches_what_sees_it_all_the_same(
+    daemon: Daemon, workspace: Workspace
+) -> None:
+    workspace.compiled("base").compiled("middle", "base", links=False)
+    workspace.compiled("top", "middle", first='cat "$PREFIX/share/base"').commit()  # the whole closure is there
+    daemon.build(workspace)
+    workspace.edit("base", "2").commit()
+    view = daemon.build(workspace)
+    assert built(view) == {"base", "middle", "top"}
+    assert "2" in daemon.log_of(view, "top").splitlines()
+
+
 def test_a_change_of_a_recipe_or_a_version_builds_its_package_alone(daemon: Daemon, workspace: Workspace) -> None:
     workspace.compiled("base").compiled("top", "base").commit()
     daemon.build(workspace)
@@ -286,6 +298,18 @@ def test_under_conservative_another_repository_s_results_do_not_count(
         assert built(daemon.build(repository, strategy="conservative")) == {"base"}
     for repository in (workspace, other):
         assert built(daemon.build(repository, strategy="conservative")) == set()
+
+
+def test_under_conservative_the_last_result_counts_whatever_target_it_was_built_for(
+    daemon: Daemon, two_branches: Workspace
+) -> None:
+    def start(target: str) -> set[str]:
+        return built(daemon.build(f"{two_branches}{target}", strategy="conservative"))
+
+    assert start("@main") == {"base", "top"}
+    assert start("@next//base") == {"base"}
+    assert start("@main") == {"base"}  # `top` was not built since
+    assert start("@main//base") == set()
 
 
 def test_an_unknown_strategy_is_refused(daemon: Daemon, workspace: Workspace) -> None:

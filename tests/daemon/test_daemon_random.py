@@ -43,6 +43,8 @@ class Source:
     comment: int = 0
     """Does not."""
     fails: bool = False
+    links: bool = True
+    """Whether the outputs of what it needs come out too."""
 
 
 State = Mapping[str, Source]
@@ -56,11 +58,15 @@ class Known:
 
     made: dict[Key, str] = field(default_factory=dict)
     """The outputs of successes."""
-    lost: set[str] = field(default_factory=set)
-    """Outputs whose artifacts somebody has removed."""
+    lost: dict[str, Path] = field(default_factory=dict)
+    """Outputs whose artifacts somebody has removed, and where those were."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self.made and self.made[key] not in self.lost
+
+    def look(self) -> None:
+        """What was lost may be there again, also of a build that was killed before it was recorded."""
+        self.lost = {output: path for output, path in self.lost.items() if not path.exists()}
 
 
 class Expectation:
@@ -73,11 +79,11 @@ class Expectation:
         self.keys: dict[str, Key] = {}
         closures: dict[str, object] = {}
         for name, source in state.items():
-            below = "".join(self.outputs[other] for other in source.needs)
+            below = "".join(self.outputs[other] for other in source.needs if source.links)
             self.outputs[name] = f"{name} {mark}\n{source.code}\n{below}"
             needs = tuple((other, closures[other]) for other in source.needs)
             closures[name] = (self.outputs[name], needs)
-            self.keys[name] = (name, source, needs)
+            self.keys[name] = (name, replace(source, links=source.links or not needs), needs)
 
     def states(self, known: Known, forced: Collection[str] = ()) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -108,8 +114,9 @@ class Started:
 
 Change = tuple[str, int, int]
 """What is turned over of which package; a second one is only used by `needs`."""
+KINDS = ("code", "code", "code", "comment", "fails", "needs", "links")
 CHANGES = st.lists(
-    st.tuples(st.sampled_from(("code", "code", "comment", "fails", "needs")), st.integers(0, 6), st.integers(0, 5)),
+    st.tuples(st.sampled_from(KINDS), st.integers(0, 6), st.integers(0, 5)),
     max_size=3,
 )
 """Every change undoes the one before it of its kind, so that what was there before comes back often."""
@@ -153,7 +160,7 @@ class Machine(RuleBasedStateMachine):
         source = self.sources[name]
         code = f"{source.code}\nerror: no" if source.fails else str(source.code)
         pause = f"sleep 0.0{self.pauses[int(name[1:])]}"
-        self.workspace.compiled(name, *source.needs, first=pause)
+        self.workspace.compiled(name, *source.needs, first=pause, links=source.links)
         self.workspace.edit(name, code, comment=str(source.comment))
 
     def change(self, changes: Collection[Change]) -> None:
@@ -164,7 +171,8 @@ class Machine(RuleBasedStateMachine):
                 below = {f"p{other}"} if other < int(name[1:]) else set()
                 self.sources[name] = replace(source, needs=tuple(sorted(below ^ set(source.needs))))
             else:
-                self.sources[name] = replace(source, **{kind: type(getattr(source, kind))(not getattr(source, kind))})
+                value = getattr(source, kind)
+                self.sources[name] = replace(source, **{kind: type(value)(not value)})
             self.write(name)
 
     def commit(self, changes: Collection[Change] = ()) -> int:
@@ -206,7 +214,7 @@ class Machine(RuleBasedStateMachine):
             if artifact is not None and Path(artifact).exists() and self.installed(artifact, name) == output:
                 make_writable(Path(artifact))
                 shutil.rmtree(artifact)
-                self.known.lost.add(output)
+                self.known.lost[output] = Path(artifact)
         self.settle_exactly(self.start(place))
 
     def settle_exactly(self, run: Started) -> None:
@@ -294,7 +302,7 @@ class Machine(RuleBasedStateMachine):
             )
         assert all(times == 1 for times in built.values()), f"built more than once: {built}"
         self.known.made |= made
-        self.known.lost -= set(made.values())
+        self.known.look()
         return views
 
     def watch(self, run: Started) -> RunView:

@@ -69,6 +69,22 @@ def test_two_runs_that_want_one_key_share_one_build(
         assert all(e.kind == "package_phase" for e in phases)
 
 
+def test_what_another_run_has_built_meanwhile_is_not_built_again(daemon: Daemon, workspace: Workspace) -> None:
+    workspace.compiled("base").compiled("top", "base", first=f"echo {HERE}; {daemon.at_gate(workspace.mark)}").commit()
+    first = daemon.start(workspace)
+    daemon.until_running(first, 1, saying=HERE)
+    workspace.compiled("base", first=f"echo {HERE}; {daemon.at_gate(workspace.mark + '-base')}").commit()
+    second = daemon.start(workspace)
+    daemon.until_running(second, 1, saying=HERE)  # a new recipe of the base, whose output will be the same
+
+    daemon.open_gate(workspace.mark)
+    view = daemon.wait(first)
+    daemon.open_gate(workspace.mark + "-base")
+
+    assert states(daemon.wait(second)) == {"base": "success", "top": "skipped"}
+    assert named(daemon.run(second), "top").artifact == named(view, "top").artifact
+
+
 @pytest.mark.parametrize("by", ["run", "package"])
 @pytest.mark.parametrize("leaver", ["owner", "other"])
 def test_a_run_that_leaves_does_not_stop_the_build_for_the_other(

@@ -21,6 +21,7 @@ from buildd.engine.prepare import KEPT_PLANS, Located, Plan, Planner
 from buildd.engine.targets import parse_target
 from buildd.errors import BuilddError, InvalidInput, NotFound
 from buildd.model import Package, Repository
+from buildd.repos import trees
 from buildd.repos.clones import Clones, CloneSettings
 
 pytestmark = pytest.mark.trio
@@ -804,11 +805,10 @@ async def test_one_snapshot_of_a_directory_is_made_at_a_time_by_whatever_name_it
             overlaps.append(directory)
         running.add(store)
         pause.wait(0.02)
-        tree = real(directory, store)
+        tree = trees.snapshot(directory, store)
         running.discard(store)
         return tree
 
-    real = prepare.snapshot
     monkeypatch.setattr(prepare, "snapshot", snapshot)
 
     async def plan(target: object) -> None:

@@ -8,11 +8,12 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from execute_boxes import Box, no_subreaper_afterwards
@@ -24,6 +25,8 @@ from buildd import config
 from buildd.execute import build as build_module
 from buildd.execute.build import BuildControl, BuildSpec, BuildTools, Outcome, run_build
 from buildd.execute.download import DistfileCache, FetchSettings
+from buildd.execute.scope import Scope
+from buildd.execute.turns import Turns
 from buildd.model import Limits, Package, PhaseLimits, Source
 from buildd.process import Process, Spawner, live_pids, spawn
 from buildd.store.artifacts import ArtifactStore
@@ -58,6 +61,11 @@ class Site:
         )
         self.spawner: Spawner = spawn
         self.control = BuildControl()
+        self.recorded: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.phases: list[str] = []
+        """Those that were reported, of all builds."""
+        self.left: list[str] = []
+        """Work directories that were there when the last build had its outcome, and its scope was still open."""
 
     def _spawn(self, *arguments: Any, **keywords: Any) -> Process:
         return self.spawner(*arguments, **keywords)
@@ -98,7 +106,12 @@ class Site:
             fetch_only=fetch_only,
         )
         with trio.fail_after(LIMIT_S):
-            return await run_build(spec, self.tools, self.control, lambda phase: None)
+            async with Scope("build", close_within=LIMIT_S) as scope:
+                outcome = await run_build(
+                    spec, self.tools, self.control, self.phases.append, scope=scope, recorded=self.recorded
+                )
+                self.left = os.listdir(self.config.daemon.work_dir)
+            return outcome
 
     @property
     def log(self) -> list[str]:
@@ -328,3 +341,56 @@ async def test_the_log_of_a_further_attempt_says_which_one_it_is(site: Site) -> 
     assert site.log[0].endswith(", attempt 2")
     await site.build(attempt=1)
     assert "attempt" not in site.log[0]
+
+
+# --- the order of things ----------------------------------------------------------------------------------
+
+
+async def test_no_phase_begins_before_the_build_is_on_record(site: Site, server: Server) -> None:
+    spawned: list[Any] = []
+    site.spawner = lambda *arguments, **keywords: (spawned.append(arguments), spawn(*arguments, **keywords))[1]
+    seen: list[Any] = []
+
+    async def record() -> None:
+        await trio.sleep(0.2)
+        seen.append((list(spawned), list(site.phases), list(server.requests)))
+
+    site.recorded = record
+    assert (await site.build(f"{server.url}/file/x", phases={"build": ":"})).state == "success"
+    assert seen == [([], [], [])]
+    assert (len(spawned), site.phases[0]) == (1, "fetch")
+
+
+async def test_nobody_waits_until_the_directories_of_a_success_are_removed(site: Site) -> None:
+    assert (await site.build(phases={"build": ":"})).state == "success"
+    assert site.left == [site.box.build]
+
+
+async def test_the_directories_of_a_failure_are_gone_when_it_is_known(site: Site) -> None:
+    assert (await site.build(phases={"build": "exit 1"})).state == "failed"
+    assert site.left == []
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await trio.sleep(0.3)
+            site.control.cancel("cancelled", "by a test", grace=lambda: 0.0)
+
+        nursery.start_soon(stop)
+        assert (await site.build(phases={"build": "sleep 1000"})).state == "cancelled"
+    assert site.left == []
+
+
+async def test_a_build_has_started_when_its_first_phase_begins(site: Site) -> None:
+    site.tools = msgspec.structs.replace(site.tools, starts=Turns(1, lasting=10 * LIMIT_S))
+    async with trio.open_nursery() as nursery:
+
+        async def start_another() -> None:
+            work = Path(site.config.daemon.work_dir) / site.box.build
+            while not (work / "tmp" / "begun").exists():
+                await trio.sleep(0.01)
+            async with site.tools.starts.take(1):
+                (work / "tmp" / "go").touch()
+
+        nursery.start_soon(start_another)
+        text = "touch $TMPDIR/begun; until [ -e $TMPDIR/go ]; do sleep 0.01; done"
+        assert (await site.build(phases={"build": text})).state == "success"

@@ -20,7 +20,7 @@ from buildd import config as configuration
 from buildd.config import Config
 from buildd.errors import BuildFailure
 from buildd.execute.sandbox import WORK_DIRECTORIES, Output
-from buildd.execute.sandbox.bwrap import BwrapSandbox
+from buildd.execute.sandbox.bwrap import _ETC, _NETWORK_ETC, BwrapSandbox
 from buildd.execute.sandbox.choose import NoSandbox, choose
 from buildd.execute.sandbox.plain import SharedPrefix
 from buildd.store.tree import remove_tree
@@ -161,6 +161,44 @@ async def test_the_system_is_read_only_and_secrets_are_not_there(bwrap: Box, tmp
         done
         """,
     )
+
+
+@needs_bwrap
+@pytest.mark.trio
+async def test_of_etc_a_build_sees_what_is_listed(bwrap: Box) -> None:
+    shown = await said(bwrap, "ls -A /etc; echo --; cat /etc/passwd /etc/os-release; echo --; ls -A /etc/alternatives")
+    names, texts, alternatives = shown.split("--\n")
+    assert set(names.split()) <= {name.split("/")[0] for name in (*_ETC, *_NETWORK_ETC)} | {"passwd", "group"}
+    assert {"ld.so.cache", "nsswitch.conf", "os-release", "passwd", "ssl"} <= set(names.split())
+    assert texts.startswith("root:x:0:0:root:/:/usr/sbin/nologin\n")
+    assert texts.endswith(Path("/etc/os-release").read_text())
+    assert alternatives.split() == sorted(os.listdir("/etc/alternatives"))
+
+
+@needs_bwrap
+@pytest.mark.trio
+async def test_how_names_are_resolved_is_known_where_there_is_a_network(bwrap: Box) -> None:
+    text = "cat /etc/resolv.conf 2>/dev/null; :"
+    assert await said(bwrap, text) == ""
+    assert await said(bwrap, text, network=True) == (
+        Path("/etc/resolv.conf").read_text() if os.path.exists("/etc/resolv.conf") else ""
+    )
+
+
+@needs_bwrap
+@pytest.mark.trio
+async def test_readonly_paths_may_be_below_etc(bwrap: Box) -> None:
+    program = shutil.which("bwrap")
+    assert program is not None
+    paths = ["/etc/login.defs", "/etc/security/limits.d", "/etc/missing"]
+    sandbox = BwrapSandbox(program, prefix=PREFIX, state_dir=bwrap.state, readonly_paths=paths)
+    with trio.fail_after(LIMIT_S):
+        end = await bwrap.run(
+            ("build", "cat /etc/login.defs; cd /etc/security && echo *; ! touch limits.d/x; ! [ -e /etc/missing ]"),
+            sandbox=sandbox,
+        )
+    assert end.exit_status == 0
+    assert Path("/etc/login.defs").read_text() + "limits.d\n" in bwrap.log
 
 
 @needs_bwrap

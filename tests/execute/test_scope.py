@@ -156,6 +156,18 @@ async def test_cancellation_arrives_again_after_the_scope() -> None:
     assert outer.cancelled_caught
 
 
+async def test_what_is_closed_before_the_end_is_not_closed_again() -> None:
+    held = Held()
+    with capture_logs() as logs:
+        async with Scope("build", close_within=5) as scope:
+            scope.add("first", held.sync("first"))
+            await scope.close()
+            assert held.closed == ["first"]
+            scope.add("second", held.sync("second"))
+    assert held.closed == ["first", "second"]
+    assert [line["released"] for line in logs if line["event"] == "scope closed"] == [["first"], ["second"]]
+
+
 async def test_a_thousand_scopes_cost_little() -> None:
     held = Held()
     started = time.perf_counter()

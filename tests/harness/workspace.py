@@ -25,10 +25,20 @@ class Workspace(RecipeRepository):
         self.mark = mark
 
     def compiled(
-        self, name: str, *depends: str, code: str = "1", first: str = "", version: str = "1.0", **keys: Any
+        self,
+        name: str,
+        *depends: str,
+        code: str = "1",
+        first: str = "",
+        version: str = "1.0",
+        links: bool = True,
+        **keys: Any,
     ) -> Self:
-        """A package that needs others; `first` is shell text that goes before the compilation."""
-        link = "".join(f'cat "$PREFIX/share/{other}" >> "$BUILDDIR/out"\n' for other in depends)
+        """A package that needs others; `first` is shell text that goes before the compilation.
+
+        Unless it `links` them, their outputs do not go into its own.
+        """
+        link = "".join(f'cat "$PREFIX/share/{other}" >> "$BUILDDIR/out"\n' for other in depends if links)
         self.package(
             name,
             version=version,

@@ -343,10 +343,8 @@ async def test_a_success_takes_the_place_of_the_one_before_in_the_index(store: S
             ]
         )
 
-    builds = [
-        await store.build(id, tree=id * 20, crc=number, **fields)
-        for number, (id, fields) in enumerate([("b1", {}), ("b2", {"version": "2"}), ("b3", {"repository": FORK})])
-    ]
+    kinds: list[dict[str, Any]] = [{}, {"version": "2"}, {"repository": FORK}]
+    builds = [await store.build(f"b{n + 1}", tree=f"b{n + 1}" * 20, crc=n, **fields) for n, fields in enumerate(kinds)]
     await store.write(*map(index_package, builds))
     await store.write(index_package(await store.build("b4", tree="b4" * 20, crc=None)))
     assert await indexed() == [

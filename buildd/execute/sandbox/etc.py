@@ -83,7 +83,7 @@ class Etc:
                 wanted |= found
         for name in self._bound:
             reader.look_at(self._source / name)
-            is_there = (self._source / name).exists()
+            is_there = os.path.exists(self._source / name)
             if is_there and all(wanted.get(str(parent)) is None for parent in Path(name).parents):
                 wanted.setdefault(name, _mount_point(self._source / name))
         wanted |= self._own
