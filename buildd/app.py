@@ -45,6 +45,7 @@ from buildd.execute.sandbox import Sandbox
 from buildd.execute.sandbox.choose import choose
 from buildd.execute.sandbox.plain import warden_argv
 from buildd.execute.transport import Proxies
+from buildd.execute.workdirs import WorkDirectories
 from buildd.monitor.checks import machine_checks
 from buildd.process import Process, spawn
 from buildd.protocol import SOCKET_NAME, CheckResult
@@ -134,6 +135,7 @@ class Daemon:
             distfiles=DistfileCache(cache_dir / "distfiles", _fetch_settings(config)),
             artifacts=ArtifactStore(state_dir / "artifacts"),
             logs=Logs(state_dir / "logs"),
+            work=WorkDirectories(Path(config.daemon.work_dir)),
             threads=trio.CapacityLimiter(_BUILD_THREADS),
             spawn_turn=trio.Lock(),
             instance=new_instance(state_dir),

@@ -77,28 +77,23 @@ class Assessor:
         self._lineages = Lineages()
         self._stuck: set[str] = set()
         """Damaged artifacts that cannot be set aside: they are there, and none the less gone."""
-        self._doubts = 0
-        """Rises whenever something that was known became doubtful."""
 
     # --- what becomes doubtful ----------------------------------------------------------------------------
 
     def forget(self, outputs: Collection[str]) -> None:
         """These artifacts are gone."""
-        self._doubts += 1
         for lineage in self._lineages.all():
             lineage.forget(outputs)
 
     def forget_all(self) -> None:
         """The records that everything was known from are gone."""
-        self._doubts += 1
         self._lineages.clear()
 
     def succeeded(self, package: str, key: str, output: str) -> None:
         """A package has a newer success."""
         self._stuck.discard(output)
         for lineage in self._lineages.all():
-            if lineage.doubt(package, key, output):
-                self._doubts += 1
+            lineage.doubt(package, key, output)
 
     async def usable(self, output: str) -> bool:
         """Verify an artifact before it is used; a damaged one is set aside."""
@@ -154,27 +149,31 @@ class Assessor:
 
         Raises DatabaseError.
         """
-        lineage = self.lineage(plan, rules)
         vanished = await trio.to_thread.run_sync(self._artifacts.vanished)
         if vanished:
             self.forget(vanished)
-        while True:
-            doubts = self._doubts
-            standing, results = await self._look(plan, rules, lineage, forced)
-            if self._doubts == doubts:
+        verified: set[str] = set()
+        with self._lineages.looking(plan, rules) as lineage:
+            while True:
+                version = lineage.version
+                standing, results = await self._look(plan, rules, lineage, forced)
+                if lineage.version != version:
+                    continue
                 lineage.remember(plan, standing.settled, set(standing.open))
-                used = closure(plan.graph, standing.open).difference(standing.open)
-                good = [await self.usable(o) for o in {standing.settled[name].output_id for name in used}]
-                if all(good) and self._doubts == doubts:
+                version = lineage.version
+                for output in _used(plan, standing) - verified:
+                    if await self.usable(output):
+                        verified.add(output)
+                if lineage.version == version:
                     return standing, results
 
     async def _look(
         self, plan: Plan, rules: Rules, lineage: Lineage, forced: Set[str]
     ) -> tuple[Standing, dict[str, KnownResult]]:
-        candidates = lineage.candidates(plan) | forced
-        no_less = plan is lineage.plan or lineage.settled.keys() <= plan.packages.keys()
+        candidates, before = lineage.candidates(plan) | forced, lineage.settled
+        no_less = plan is lineage.plan or before.keys() <= plan.packages.keys()
         if no_less and not candidates:
-            return Standing(lineage.settled, ()), {}
+            return Standing(before, ()), {}
         wanted: dict[str, str | None] = {}
         for name in above(plan, candidates):
             package = plan.packages[name]
@@ -185,7 +184,7 @@ class Assessor:
         work = partial(
             settle,
             plan,
-            lineage.settled,
+            before,
             candidates,
             rules,
             results=results,
@@ -202,6 +201,13 @@ class Assessor:
         """What a run of the plan would find now."""
         standing, _ = await self.standing(plan, rules)
         return await trio.to_thread.run_sync(_assessment, plan, rules, standing)
+
+
+def _used(plan: Plan, standing: Standing) -> set[str]:
+    """Outputs that the builds of the open packages would use."""
+    ignored = above(plan, [name for name in standing.open if plan.packages[name].ignore])
+    built = [name for name in standing.open if name not in ignored]
+    return {standing.settled[name].output_id for name in closure(plan.graph, built) if name in standing.settled}
 
 
 def _assessment(plan: Plan, rules: Rules, standing: Standing) -> Assessment:

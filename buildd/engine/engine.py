@@ -20,7 +20,7 @@ import msgspec
 import structlog
 import trio
 
-from buildd.config import Config
+from buildd.config import Config, RetryConfig
 from buildd.engine.assess import Assessment, Assessor
 from buildd.engine.outset import Outset, Preparer
 from buildd.engine.pool import WorkerPool
@@ -114,7 +114,7 @@ class Engine:
 
     async def _take_up(self) -> None:
         """Close the builds of an earlier life and go on with its runs."""
-        await close_interrupted(self._store, self._journal, self._tools.logs)
+        closed = await close_interrupted(self._store, self._journal, self._tools.logs)
         for record in await self._store.unfinished():
             kept = await self._store.places(record.id)
             run = Run(
@@ -122,6 +122,7 @@ class Engine:
                 places=msgspec.json.decode(kept, type=Places) if kept is not None else None,
             )
             run.resumed = True
+            run.interrupted = {id: build for id, build in closed.items() if build.run == run.id}
             self._admit(run)
             self._reports.state(run, before=name_of(record.state), data={"resumed": True})
             log.info("run resumed", run=run.id, number=record.number)
@@ -348,6 +349,9 @@ class Engine:
             tree = await trio.to_thread.run_sync(GitStore(Path(now.store)).subtree, now.tree, package.package.path)
         except (BuilddError, OSError):
             return True  # it does not hold still, or is gone
+        except Exception:
+            log.exception("a source cannot be compared with what was built")
+            return True
         return tree != package.package.tree
 
     def may_retry(self, run: Run, package: PackageRun) -> bool:
@@ -356,7 +360,8 @@ class Engine:
         if most is None:
             most = self._config().retry.max_retries
         name = package.package.name
-        return run.retries[name] < most and package.state == "running" and name not in run.record.cancelled
+        wanted = run.record.cancelled_by is None and run.record.failed_fast is None and name not in run.record.cancelled
+        return wanted and package.state == "running" and run.retries[name] < most
 
     @property
     def draining(self) -> str | None:
@@ -444,7 +449,8 @@ class Engine:
         assert run.progress is not None
         self._move(run, Packaging())
         if run.plan is not None and run.plan.packs:
-            made = [(p.package, p.output_id) for p in run.progress.packages.values() if p.output_id is not None]
+            done = run.progress.in_state("success", "skipped")
+            made = [(p.package, p.output_id) for p in done if p.output_id is not None]
             made += [(entry.package, entry.output_id) for entry in run.progress.settled.values()]
             await trio.to_thread.run_sync(collect_release, self._release_dir(run), made, self._tools.artifacts)
         if stats.failed:
@@ -559,14 +565,14 @@ class Engine:
             _, given_up = run.progress.move(name, "cancelled", reason="cancelled", message=message)
             self._reports.ended_without_build(run, [name, *given_up])
 
-    def after_build(self, run: Run, package: PackageRun, build: BuildRecord) -> None:
-        """A build has ended and is recorded: move its run on."""
+    def after_build(self, run: Run, package: PackageRun, build: BuildRecord, *, transient: bool) -> None:
+        """A build has ended and is recorded: move its run on. `transient` is a failure that may pass."""
         assert run.progress is not None
         name = package.package.name
         if build.reason == "interrupted":
             run.progress.move(name, "queued", reason="interrupted", message=build.message)
             return
-        if build.retried and self.may_retry(run, package):
+        if transient and self.may_retry(run, package):
             self._try_again(run, package, build)
             return
         if build.state == "success" and build.output_id is not None:
@@ -592,11 +598,19 @@ class Engine:
         assert run.progress is not None
         name, retry = package.package.name, self._config().retry
         run.retries[name] += 1
-        delay = min(float(retry.max_delay), float(retry.delay) * retry.backoff ** (run.retries[name] - 1))
+        delay = _delay(retry, run.retries[name])
         message = f"attempt {build.attempt + 1} follows in {delay:g} s: {build.reason}: {build.message}"
         run.progress.move(name, "queued", reason=build.reason, message=message)
         self._reports.retry(run, build, delay)
         self._pool.retry_later(run, name, delay)
+
+
+def _delay(retry: RetryConfig, attempt: int) -> float:
+    """Seconds before the next attempt after `attempt` ones were to be tried again."""
+    try:
+        return min(float(retry.max_delay), float(retry.delay) * retry.backoff ** (attempt - 1))
+    except OverflowError:
+        return float(retry.max_delay)
 
 
 def _fail_fast(name: str) -> str:

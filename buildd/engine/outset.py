@@ -75,13 +75,14 @@ class Preparer:
             foreign=run.places.foreign,
         )
         run.plan, run.places = plan, plan.places
-        run.rules = rules = self._assessor.rules(plan, request.strategy)
-        run.lineage = self._assessor.lineage(plan, rules)
+        rules = self._assessor.rules(plan, request.strategy)
+        run.rules = rules = rules.comparing() if request.verify else rules
         run.learn_news()
         earlier = await self._earlier(run, same_sources=same_sources)
         built = {build.package for build in earlier} & plan.packages.keys()
         forced = await self._forced(run, plan, rules) | built  # what this run has built is no news from elsewhere
         run.standing, results = await self._standing(plan, rules, forced)
+        run.lineage = self._assessor.lineage(plan, rules)
         run.results = {**results, **run.results}  # with what was built meanwhile
         durations: dict[str, float] = {}
         statements: list[Statement] = []
@@ -96,6 +97,7 @@ class Preparer:
             return []
         found: list[BuildRecord] = []
         found = await _patiently(lambda: self._store.builds_of_run(run.id), found)
+        found = [run.interrupted.get(build.id, build) for build in found]
         if same_sources:
             return found
         # what failed may have been mended: it is built again
@@ -123,6 +125,9 @@ class Preparer:
     async def _to_verify(self, plan: Plan, rules: Rules) -> dict[str, str]:
         """The packages that the targets name, with their present outputs. Raises Refused when one has none."""
         standing, _ = await self._standing(plan, rules, frozenset())
+        ignored = [name for name in plan.wanted if plan.packages[name].ignore]
+        if ignored:
+            raise Refused(f"{ignored[0]} is not built here: {plan.packages[ignored[0]].ignore}")
         missing = [name for name in plan.wanted if name not in standing.settled]
         if missing:
             raise Refused(

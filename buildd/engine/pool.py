@@ -52,7 +52,7 @@ class Owner(Protocol):
         self, run: Run, name: str, state: PackageState, *, reason: str | None, message: str | None
     ) -> None: ...
 
-    def after_build(self, run: Run, package: PackageRun, build: BuildRecord) -> None: ...
+    def after_build(self, run: Run, package: PackageRun, build: BuildRecord, *, transient: bool) -> None: ...
 
     def may_retry(self, run: Run, package: PackageRun) -> bool: ...
 
@@ -100,9 +100,13 @@ class WorkerPool:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the builds' nursery until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WITHIN_S):
+                await trio.to_thread.run_sync(self._tools.work.close, abandon_on_cancel=True)
 
     @property
     def busy(self) -> int:
@@ -383,7 +387,8 @@ class WorkerPool:
         if output is not None and build.state == "success":
             build = await self._write_receipt(build, active.inputs)
             transient = build.state == "failed"
-        if transient and any(self._owner.may_retry(*member) for member in active.members):
+        transient = transient and active.control.why is None
+        if transient and any(run.id == build.run and self._owner.may_retry(run, p) for run, p in active.members):
             build = msgspec.structs.replace(build, retried=True)
         self.finished[build.state] += 1
         commit = self._report_build(active, build, stale=stale)
@@ -395,7 +400,7 @@ class WorkerPool:
         for run, package in active.members:
             del run.builds[package.package.name]
             note_build(package, build)
-            self._owner.after_build(run, package, build)
+            self._owner.after_build(run, package, build, transient=transient)
         self.dispatch()
         await self._recorded(commit)
 

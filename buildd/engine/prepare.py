@@ -25,7 +25,7 @@ from buildd.config import Config
 from buildd.engine.discovery import Discoveries, Revision
 from buildd.engine.keepsake import Keepsakes
 from buildd.engine.targets import Target, is_url, parse_target
-from buildd.errors import BuilddError, InvalidInput, NotFound, encodable
+from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodable
 from buildd.execute.sandbox import SYSTEM_PATH
 from buildd.model import Package
 from buildd.planner.graph import dependents, topological_order
@@ -111,11 +111,22 @@ class Plan:
         return mine[0]
 
 
+class _Look:
+    """One look at a directory, for all who asked before it began."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.tree: str | None = None
+        self.error: Exception | None = None
+
+
 class Planner:
     def __init__(self, config: Callable[[], Config], clones: Clones, cache_dir: Path) -> None:
         self._config = config
         self._clones = clones
         self._snapshots = cache_dir / "snapshots"
+        self._looks: dict[str, _Look] = {}
+        """By local path: the next look at a directory, which has not begun."""
         self._locks: dict[str, trio.Lock] = {}
         """By the directory that a snapshot is taken of."""
         self._discoveries = Discoveries(Keepsakes(cache_dir / "discoveries"))
@@ -249,12 +260,30 @@ class Planner:
         return True
 
     async def look_again(self, place: Located) -> Located:
-        """The present state of the directory that `place` is a snapshot of. Raises BuilddError, OSError."""
+        """The present state of the directory that `place` is a snapshot of. Raises BuilddError, OSError.
+
+        Those who ask while a look is under way share the next one.
+        """
         assert place.directory is not None
-        directory = Path(place.directory)
-        async with self._locks.setdefault(place.directory, trio.Lock()):
-            tree = await trio.to_thread.run_sync(snapshot, directory, Path(place.store))
-        return msgspec.structs.replace(place, tree=tree)
+        look = self._looks.get(place.directory)
+        if look is None:
+            look = self._looks[place.directory] = _Look()
+            try:
+                async with self._locks.setdefault(place.directory, trio.Lock()):
+                    del self._looks[place.directory]
+                    look.tree = await trio.to_thread.run_sync(snapshot, Path(place.directory), Path(place.store))
+            except (BuilddError, OSError) as error:
+                look.error = error
+            finally:
+                if self._looks.get(place.directory) is look:
+                    del self._looks[place.directory]
+                look.done.set()
+        await look.done.wait()
+        if look.error is not None:
+            raise look.error
+        if look.tree is None:
+            raise Refused(f"nobody looked at {place.directory} to the end", hint="look again")
+        return msgspec.structs.replace(place, tree=look.tree)
 
     # --- where things are ---------------------------------------------------------------------------------
 
@@ -409,7 +438,8 @@ def _shared(places: Places) -> list[int]:
 
 def _role(package: Package) -> tuple[object, ...]:
     """What of a package decides the shape of a plan."""
-    return package.path, package.depends, package.tools, package.formats, package.default, package.ignore
+    home = package.repository, package.store, package.path
+    return *home, package.depends, package.tools, package.formats, package.default, package.ignore
 
 
 def _overlap(revisions: Iterable[Revision]) -> bool:

@@ -27,16 +27,18 @@ KILLER_ATTEMPTS = 3
 _DIED = "the daemon was killed while this was built"
 
 
-async def close_interrupted(store: RunStore, journal: Journal, logs: Logs) -> None:
-    """Close the records of builds that say `running` though their daemon is gone; returns when that is on disk.
+async def close_interrupted(store: RunStore, journal: Journal, logs: Logs) -> dict[str, BuildRecord]:
+    """Close the records of builds that say `running` though their daemon is gone: the closed ones by id.
 
-    Raises DatabaseError when it cannot be recorded.
+    Returns when that is on disk, or kept for when the database works again: until then, reads say `running`.
     """
     commit: Commit | None = None
+    found: dict[str, BuildRecord] = {}
     for build in await store.running_builds():
         closed = msgspec.structs.replace(
             build, state="failed", reason="interrupted", message=_DIED, completed_at=time.time()
         )
+        found[build.id] = closed
         commit = journal.emit(
             "package_interrupted",
             run=build.run,
@@ -50,7 +52,8 @@ async def close_interrupted(store: RunStore, journal: Journal, logs: Logs) -> No
         except OSError as error:
             log.warning("cannot write to the log of a build", build=build.id, error=str(error))
     if commit is not None:
-        await commit.wait()  # the last of them: what the runs read next must not say `running`
+        await commit.wait(kept=True)
+    return found
 
 
 def restore(run: Run, earlier: Sequence[BuildRecord]) -> list[tuple[str, PackageState, str, str]]:

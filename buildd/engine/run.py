@@ -31,6 +31,8 @@ class Run:
         """Where an earlier life of the daemon found the sources; None looks for them."""
         self.resumed = False
         """Whether an earlier life of the daemon began it."""
+        self.interrupted: dict[str, BuildRecord] = {}
+        """Builds by id that the end of an earlier life cut short; the database may not know yet."""
         self.plan: Plan | None = None
         self.rules: Rules | None = None
         self.lineage: Lineage | None = None
@@ -94,7 +96,7 @@ class Run:
         changes = self.progress.changes if self.progress is not None else 0
         if self._outputs is None or self._outputs[:2] != (id(self.standing), changes):
             packages = self.progress.packages.values() if self.progress is not None else ()
-            outputs = {entry.output_id for entry in self.standing.settled.values()}
+            outputs = {entry.output_id for entry in self.standing.settled.values()} | set(self.verified.values())
             self._outputs = id(self.standing), changes, outputs | {p.output_id for p in packages if p.output_id}
         return output in self._outputs[2]
 

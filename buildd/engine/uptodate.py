@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from buildd.engine.prepare import Plan
@@ -43,6 +45,18 @@ class Rules(Struct, frozen=True, kw_only=True):
 
     def strategy(self, package: Package) -> Strategy:
         return self.of(package).strategy
+
+    def comparing(self) -> Rules:
+        """The same environments, with every earlier success to compare with."""
+        return msgspec.structs.replace(
+            self,
+            repositories={
+                name: Rule(
+                    strategy="aggressive" if rule.strategy == "none" else rule.strategy, environment=rule.environment
+                )
+                for name, rule in self.repositories.items()
+            },
+        )
 
     def parts(self, package: Package, dependencies: Mapping[str, str]) -> KeyParts:
         """The parts of a package's key, given the closure ids of its direct dependencies."""
@@ -86,6 +100,10 @@ class Lineage:
     def __init__(self) -> None:
         self.plan: Plan | None = None
         self.settled: Mapping[str, Settled] = {}
+        self.version = 0
+        """Rises whenever what it says may have changed: who looked and waited meanwhile looks again."""
+        self.users = 0
+        """How many are looking; while there are any, it is not forgotten."""
         self.touched_at = 0.0
         """When the artifacts were last noted as used, in seconds since the epoch."""
         self._doubtful: set[str] = set()
@@ -102,7 +120,13 @@ class Lineage:
         }
 
     def remember(self, plan: Plan, settled: Mapping[str, Settled], doubtful: Set[str]) -> None:
+        self.version += 1
         self.plan, self.settled, self._doubtful = plan, settled, set(doubtful)
+
+    def remember_nothing(self) -> None:
+        self.version += 1
+        self.plan, self.settled, self._doubtful = None, {}, set()
+        self._last.clear()
 
     def add(self, plan: Plan, fresh: Mapping[str, Settled], dependencies: Mapping[str, Mapping[str, str]]) -> None:
         """Take in what a run of `plan` has built or found, unless something else was learned meanwhile.
@@ -121,20 +145,23 @@ class Lineage:
         moved = [name for name in fresh if name in before and before[name].closure != fresh[name].closure]
         for name in fresh.keys() - sound:
             del merged[name]
+        self.version += 1
         self.settled = merged
         self._doubtful = self._doubtful.union(fresh, *(plan.dependents[name] for name in moved)) - sound
 
-    def doubt(self, name: str, key: str, output: str) -> bool:
-        """There is a newer success of a package; whether that makes its entry doubtful."""
+    def doubt(self, name: str, key: str, output: str) -> None:
+        """There is a newer success of a package."""
+        if self.plan is None or name not in self.plan.packages:
+            return
         self._last[name] = key, output
         entry = self.settled.get(name)
-        if entry is None or (entry.key, entry.output_id) == (key, output):
-            return False
-        self._doubtful.add(name)
-        return True
+        if entry is not None and (entry.key, entry.output_id) != (key, output):
+            self.version += 1
+            self._doubtful.add(name)
 
     def forget(self, outputs: Collection[str]) -> None:
         """These artifacts are gone."""
+        self.version += 1
         self._doubtful.update(name for name, entry in self.settled.items() if entry.output_id in outputs)
 
 
@@ -142,19 +169,32 @@ class Lineages:
     def __init__(self) -> None:
         self._known: OrderedDict[object, Lineage] = OrderedDict()
 
+    @contextmanager
+    def looking(self, plan: Plan, rules: Rules) -> Iterator[Lineage]:
+        """The lineage of a plan, which hears of all that becomes doubtful for as long as the block lasts."""
+        lineage = self.of(plan, rules)
+        lineage.users += 1
+        try:
+            yield lineage
+        finally:
+            lineage.users -= 1
+
     def of(self, plan: Plan, rules: Rules) -> Lineage:
         home = (plan.home, rules.basis)
         lineage = self._known.setdefault(home, Lineage())
         self._known.move_to_end(home)
-        while len(self._known) > KEPT:
-            self._known.popitem(last=False)
+        unused = [key for key, other in self._known.items() if not other.users and other is not lineage]
+        for key in unused[: max(0, len(self._known) - KEPT)]:
+            del self._known[key]
         return lineage
 
     def all(self) -> Collection[Lineage]:
         return self._known.values()
 
     def clear(self) -> None:
-        self._known.clear()
+        """Forget everything; those who are looking look again."""
+        for lineage in self._known.values():
+            lineage.remember_nothing()
 
 
 def above(plan: Plan, names: Collection[str]) -> set[str]:

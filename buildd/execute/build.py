@@ -31,17 +31,17 @@ from buildd.execute.download import DistfileCache
 from buildd.execute.limits import Bound, PhaseBounds, SessionLimits, held_to, session_limits, took_too_long
 from buildd.execute.patches import Patch, patch_list, patch_script
 from buildd.execute.proctree import COOKIE
-from buildd.execute.sandbox import SYSTEM_PATH, WORK_DIRECTORIES, Layout, Output, Sandbox
+from buildd.execute.sandbox import SYSTEM_PATH, Layout, Output, Sandbox
 from buildd.execute.scope import Scope
 from buildd.execute.session import Command, Observer, run_session
 from buildd.execute.turns import Turn, Turns
+from buildd.execute.workdirs import WorkDirectories
 from buildd.model import PHASES, BuildState, Package, PhaseRecord, Resources, Source
 from buildd.process import Spawner
 from buildd.publish.tarball import pack
 from buildd.repos.trees import GitStore
 from buildd.store.artifacts import ArtifactStore, Manifest
 from buildd.store.logs import Logs
-from buildd.store.tree import remove_tree
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -92,6 +92,7 @@ class BuildTools(Struct, frozen=True, kw_only=True):
     distfiles: DistfileCache
     artifacts: ArtifactStore
     logs: Logs
+    work: WorkDirectories
     threads: trio.CapacityLimiter
     """Bounds the worker threads of all builds together."""
     spawn_turn: trio.Lock
@@ -217,7 +218,11 @@ class _Builder:
         self._spec, self._tools, self._control, self._book = spec, tools, control, book
         self._scope, self._recorded = scope, recorded
         self._package = spec.package
-        self._work = Path(tools.config().daemon.work_dir) / spec.id
+        self._work = tools.work.path(spec.id)
+        self._contained = tools.sandbox.contains
+        """Whether nobody can have the directories open when the build has ended."""
+        self._reusable = False
+        """Whether another build may have them."""
         self._resources = Resources()
         self._exit_status: int | None = None
         self._started = time.monotonic()
@@ -271,6 +276,7 @@ class _Builder:
         manifest: Manifest | None = None,
     ) -> Outcome:
         self._book.close()
+        self._reusable = state == "success" and self._contained
         took = time.monotonic() - self._started
         why = f": {reason}: {message}" if reason else ""
         self._say(f"{state} after {took:.1f} s{why}")
@@ -317,16 +323,15 @@ class _Builder:
         return await stack.enter_async_context(self._tools.sandbox.prefix(self._spec.id, self._spec.dependencies))
 
     async def _remove_work(self) -> None:
-        await trio.to_thread.run_sync(remove_tree, self._work, abandon_on_cancel=True, limiter=self._tools.threads)
+        remove = partial(self._tools.work.remove, self._spec.id, reuse=self._reusable)
+        await trio.to_thread.run_sync(remove, abandon_on_cancel=True, limiter=self._tools.threads)
 
     def _prepare(self) -> None:
         self._log = self._tools.logs.open(self._spec.id)
         again = f", attempt {self._spec.attempt}" if self._spec.attempt > 1 else ""
         self._say(f"{self._package.name} {self._package.version}, build {self._spec.id}, key {self._spec.key}{again}")
         self._tools.sandbox.refresh()
-        self._work.mkdir(mode=0o700)  # what a build makes setuid is out of reach for other users
-        for name in WORK_DIRECTORIES:
-            os.mkdir(self._work / name)
+        self._tools.work.make(self._spec.id)
         GitStore(Path(self._package.store)).checkout(
             self._package.tree, self._work / "src", SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
         )
@@ -460,6 +465,7 @@ class _Builder:
         if not commands:
             return
         assert self._log is not None
+        self._contained = self._contained and not network  # there are sockets, and they take descriptors
         limits = self._limits()
         if time.monotonic() > limits.deadline:
             raise BuildFailure(*took_too_long(Bound(limits.timeout, "limits.timeout")))

@@ -251,7 +251,13 @@ def _tracked(directory: Path) -> set[bytes]:
     if git_dir is None or git_dir == directory:
         return set()
     found: set[bytes] = set()
-    for entry in pygit2.Repository(os.fspath(git_dir)).index:
+    try:
+        index = list(pygit2.Repository(os.fspath(git_dir)).index)
+    except (pygit2.GitError, KeyError, ValueError, OSError) as error:
+        raise Refused(
+            f"the index of {directory} cannot be read: {error}", hint="`git status` there says more"
+        ) from None
+    for entry in index:
         path = os.fsencode(entry.path)
         while path and path not in found:
             found.add(path)

@@ -29,6 +29,7 @@ class Holds:
         with self._lock:
             if output in self._withdrawn:
                 return False
+            self._is_held(output)  # so that what has ended does not pile up
             self._held[output] += 1
             return True
 

@@ -64,6 +64,8 @@ MIGRATIONS: tuple[str, ...] = (
         body BLOB NOT NULL
     ) WITHOUT ROWID;
     ALTER TABLE builds ADD COLUMN inputs BLOB;
+    CREATE INDEX builds_answers ON builds (package, started_at DESC, repository, key, output_id, duration_s)
+        WHERE state = 'success' AND output_id IS NOT NULL;
     CREATE INDEX builds_failed ON builds (started_at) WHERE state = 'failed';
     CREATE TABLE source_trees (
         tree TEXT PRIMARY KEY,

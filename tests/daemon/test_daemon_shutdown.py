@@ -191,3 +191,13 @@ def test_a_daemon_that_drains_before_it_stops_cannot_be_resumed_and_a_signal_end
     assert "cleaned up" in daemon.build_log(running.build_id)
     daemon.call("run.cancel", {"run": str(number)})
     assert daemon.wait(number).state == "cancelled"
+
+
+def test_what_is_still_being_removed_is_gone_when_the_daemon_is(boot: Boot, repository: RecipeRepository) -> None:
+    daemon = boot(settings={"sandbox.readonly_paths": "[]"})  # so that empty directories are kept for other builds
+    many = "for d in $(seq 40); do mkdir $d; (cd $d; seq 300 | xargs touch); done"
+    repository.package("one", phases={"build": ":"})
+    repository.package("many", depends=("one",), phases={"build": many}).commit()
+    assert daemon.build(repository).state == "completed"
+    assert daemon.terminate(within=30) == 0
+    assert list(daemon.work_dir.iterdir()) == []

@@ -425,3 +425,57 @@ async def test_of_a_very_large_closure_only_the_outputs_of_direct_dependencies_a
     verdicts = await assessed(house, plan)
     assert verdicts["top"].inputs.outputs == {names[-1]: output}
     assert len(verdicts["middle"].inputs.outputs) == NAMED_OUTPUTS
+
+
+# --- several at once --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounds", range(4))
+async def test_revisions_that_are_looked_at_at_the_same_time_keep_apart(house: House, rounds: int) -> None:
+    """They share one memory: what another one remembers while a look waits for the records is not its own."""
+    old = plan_of(CHAIN)
+    new = plan_of([p for p in changed(old, "lib", tree="2" * 40).packages.values() if p.name != "other"])
+    built = await house.build_all(old)
+    for name in ("lib", "app"):
+        built[name] = await house.build(new, name, built, f"new {name}")
+    found: dict[int, Standing] = {}
+    rules = house.assessor.rules(old, None)
+
+    async def look(number: int, plan: Plan) -> None:
+        for _ in range(rounds):
+            await trio.lowlevel.checkpoint()
+        found[number], _ = await house.assessor.standing(plan, rules)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for number, plan in enumerate((old, new) * 6):
+                nursery.start_soon(look, number, plan)
+    for number, standing in found.items():
+        plan = (old, new)[number % 2]
+        assert list(standing.open) == []
+        assert standing.settled.keys() == plan.packages.keys()
+        assert all(entry.package is plan.packages[name] for name, entry in standing.settled.items())
+
+
+async def test_more_sets_of_targets_than_are_remembered_find_a_damaged_artifact_all_the_same(house: House) -> None:
+    plans = []
+    for number in range(12):
+        plan = plan_of(CHAIN)
+        plan.home = number
+        plans.append(plan)
+    built = await house.build_all(plans[0])
+    broken = house.artifacts.tree(built["base"].output_id) / "file"
+    broken.chmod(0o644)
+    broken.write_text("damage")
+    rules = house.assessor.rules(plans[0], None)
+    opened: list[list[str]] = []
+
+    async def look(plan: Plan) -> None:
+        standing, _ = await house.assessor.standing(plan, rules, forced=frozenset(["lib"]))
+        opened.append(list(standing.open))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for plan in plans:
+                nursery.start_soon(look, plan)
+    assert opened == [["base", "lib", "app"]] * 12

@@ -440,10 +440,12 @@ def test_what_depends_on_a_result_that_is_not_the_newest_any_more_is_looked_at_a
     lineage = Lineage()
     entries = built(records, plan)
     lineage.remember(plan, entries, set())
-    assert not lineage.doubt("base", entries["base"].key, entries["base"].output_id), "the same once more"
-    assert lineage.candidates(plan) == set()
+    version = lineage.version
+    lineage.doubt("base", entries["base"].key, entries["base"].output_id)
+    assert (lineage.candidates(plan), lineage.version) == (set(), version), "the same once more"
     base = records.build(plan, "base", {}, OUTPUTS[1])
-    assert lineage.doubt("base", base.key, base.output_id)
+    lineage.doubt("base", base.key, base.output_id)
+    assert lineage.version > version, "who is looking meanwhile must look again"
     assert lineage.candidates(plan) == {"base"}
     assert records.look(plan, lineage.settled, lineage.candidates(plan)).open == ["lib", "app"]
 
@@ -607,8 +609,22 @@ def test_each_set_of_targets_under_each_set_of_rules_has_a_memory_of_its_own() -
     ]
     assert len({id(each) for each in [lineage, *different]}) == 6
     assert len(lineages.all()) == 6
+    lineage.remember(plan, {}, set())
+    version = lineage.version
     lineages.clear()
-    assert lineages.of(plan, rules) is not lineage
+    assert (lineage.plan, lineage.candidates(plan)) == (None, set(plan.packages))
+    assert lineage.version > version, "who is looking meanwhile must look again"
+
+
+def test_a_memory_that_somebody_looks_at_is_kept_whatever_else_is_used() -> None:
+    lineages = Lineages()
+    plans = [plan_of([]) for _ in range(KEPT + 2)]
+    for number, plan in enumerate(plans):
+        plan.home = number
+    with lineages.looking(plans[0], rules_of()) as first:
+        for plan in plans[1:]:
+            lineages.of(plan, rules_of())
+        assert lineages.of(plans[0], rules_of()) is first
 
 
 def test_the_memories_that_were_used_last_are_kept() -> None:

@@ -27,6 +27,7 @@ from buildd.execute.build import BuildControl, BuildSpec, BuildTools, Outcome, r
 from buildd.execute.download import DistfileCache, FetchSettings
 from buildd.execute.scope import Scope
 from buildd.execute.turns import Turns
+from buildd.execute.workdirs import WorkDirectories
 from buildd.model import Limits, Package, PhaseLimits, Source
 from buildd.process import Process, Spawner, live_pids, spawn
 from buildd.store.artifacts import ArtifactStore
@@ -55,6 +56,7 @@ class Site:
             distfiles=DistfileCache(state / "distfiles", fetching),
             artifacts=ArtifactStore(state / "artifacts"),
             logs=Logs(state / "logs"),
+            work=WorkDirectories(Path(self.config.daemon.work_dir)),
             threads=trio.CapacityLimiter(3),
             spawn_turn=trio.Lock(),
             instance="test",
@@ -124,6 +126,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     with no_subreaper_afterwards():
         site = Site(tmp_path)
         yield site
+        site.tools.work.close()
         assert os.listdir(site.config.daemon.work_dir) == []
         assert site.box.processes == []
         assert live_pids() == frozenset()
@@ -394,3 +397,28 @@ async def test_a_build_has_started_when_its_first_phase_begins(site: Site) -> No
         nursery.start_soon(start_another)
         text = "touch $TMPDIR/begun; until [ -e $TMPDIR/go ]; do sleep 0.01; done"
         assert (await site.build(phases={"build": text})).state == "success"
+
+
+@pytest.mark.parametrize(
+    ("phases", "contained", "reused"),
+    [
+        ({"build": "touch left; ln -s /etc/passwd $BUILDDIR/link; chmod 0 $HOME"}, True, False),
+        ({"build": "touch left; ln -s /etc/passwd $BUILDDIR/link; mkdir $DESTDIR/x"}, True, True),
+        ({"build": ":"}, False, False),
+        ({"fetch": ":", "build": ":"}, True, False),  # it had a network, and with that sockets
+        ({"build": "exit 1"}, True, False),
+    ],
+)
+async def test_work_directories_are_used_again_after_a_build_that_left_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, phases: dict[str, str], contained: bool, reused: bool
+) -> None:
+    if not site.box.sandbox.contains:
+        pytest.skip("only bwrap contains what a build does")
+    monkeypatch.setattr(site.box.sandbox, "contains", contained)
+    await site.build(phases=phases)
+    spares = os.listdir(site.config.daemon.work_dir)
+    assert bool(spares) == reused
+    listing = "ls -A $SRCDIR $BUILDDIR $DESTDIR $HOME $TMPDIR; stat -c %a $SRCDIR $BUILDDIR $DESTDIR $HOME $TMPDIR"
+    assert (await site.build(phases={"build": listing})).state == "success"
+    shown = site.log[site.log.index("==> build") + 1 : -1]
+    assert [line for line in shown if line and not line.endswith(":")] == ["README", *["755"] * 5]

@@ -22,7 +22,7 @@ from buildd.errors import BuildFailure
 from buildd.execute.sandbox import WORK_DIRECTORIES, Output
 from buildd.execute.sandbox.bwrap import _ETC, _NETWORK_ETC, BwrapSandbox
 from buildd.execute.sandbox.choose import NoSandbox, choose
-from buildd.execute.sandbox.plain import SharedPrefix
+from buildd.execute.sandbox.plain import PlainSandbox, SharedPrefix
 from buildd.store.tree import remove_tree
 
 LIMIT_S = 30.0
@@ -413,6 +413,14 @@ async def test_a_back_end_that_was_asked_for_and_does_not_work_is_an_error(
     with pytest.raises(NoSandbox, match=r"the sandbox bwrap does not work: .+") as caught:
         await choose(config(tmp_path, "bwrap"))
     assert "bubblewrap" in caught.value.hint
+
+
+def test_a_sandbox_contains_builds_unless_sockets_may_be_reached(tmp_path: Path) -> None:
+    for paths in ([], ["/opt/tools"]):
+        sandbox = BwrapSandbox("bwrap", prefix="/opt/x", state_dir=tmp_path, readonly_paths=paths)
+        assert sandbox.contains == (not paths)
+    with no_subreaper_afterwards():
+        assert not PlainSandbox(state_dir=tmp_path).contains
 
 
 def test_a_link_in_the_way_of_a_mount_point_is_refused(tmp_path: Path) -> None:

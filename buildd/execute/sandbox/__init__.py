@@ -83,6 +83,8 @@ class Sandbox(Protocol):
     name: str
     weaker: tuple[str, ...]
     """What this back end does not protect from, in words for the administrator."""
+    contains: bool
+    """Whether a session that ended, and had no network, can have left no process, and no open file in other hands."""
 
     def layout(self, work: Path) -> Layout:
         """Where things are for a build whose directory on the host is `work`."""

@@ -140,6 +140,7 @@ class BwrapSandbox:
                 self._base += ["--ro-bind", str(path), str(path)]
         self._base += ["--ro-bind", str(self._etc.directory), "/etc"]
         self._base += ["--proc", "/proc", "--dev", "/dev", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
+        self.contains = not readonly_paths  # a socket in one of them takes descriptors
         self._further = _binds(readonly_paths)
         self._further_targets = self._further[2::3]
 

@@ -203,6 +203,7 @@ class PlainSandbox:
         "builds are plain processes: they see the whole machine, its network and each other, "
         "and run as the daemon's user",
     )
+    contains = False
 
     def __init__(self, *, state_dir: Path) -> None:
         become_subreaper()
