@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from buildd import __version__, config, logging
+from buildd import __version__, config, heap, logging
 from buildd.app import Daemon
 from buildd.errors import BuilddError, InvalidInput
 from buildd.execute.sandbox.choose import choose
@@ -42,6 +42,7 @@ def main() -> None:
             sys.stdout.write(json.dumps(msgspec.to_builtins(settings, enc_hook=_plain), indent=2) + "\n")
         else:
             logging.set_up(settings.daemon.log_level)
+            heap.few_arenas()
             if arguments.check:
                 status = trio.run(_check, settings, arguments.json)
             else:

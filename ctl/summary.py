@@ -130,9 +130,11 @@ def log_end(client: Client, build: str) -> list[str]:
 
 def artifact_sizes(client: Client, run: protocol.RunView) -> dict[str, int]:
     """Bytes by output id and by path of the newest artifacts; a table is as good without."""
-    if not any(package.artifact for package in run.packages):
+    made = sum(package.artifact is not None for package in run.packages)
+    if not made:
         return {}
-    params = protocol.ArtifactListParams(limit=max(100, 2 * len(run.packages)))
+    # of a large run only what it built is here, and that is the newest
+    params = protocol.ArtifactListParams(limit=made if run.stats.total > MAX_ROWS else max(100, 2 * made))
     try:
         found = client.call("artifact.list", params, protocol.ArtifactList).artifacts
     except CtlError:

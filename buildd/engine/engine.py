@@ -20,6 +20,7 @@ import msgspec
 import structlog
 import trio
 
+from buildd import heap
 from buildd.config import Config, RetryConfig
 from buildd.engine.assess import Assessment, Assessor
 from buildd.engine.outset import Outset, Preparer
@@ -67,6 +68,8 @@ from buildd.store.runs import (
 
 log = structlog.get_logger()
 
+LARGE_RUN = 1000
+"""After a run in which more packages were looked at one by one, freed memory is given back."""
 TOUCH_EVERY_S = 3600.0
 """Artifacts of packages that stay up to date are noted as used this often; the collector's order is no finer."""
 CANCEL_GRACE_S = 1.0
@@ -500,6 +503,9 @@ class Engine:
         if run.id in self._unwritten:
             await commit.wait_done()
             del self._unwritten[run.id]
+        if run.progress is not None and len(run.progress.packages) > LARGE_RUN:
+            run.progress = None
+            await trio.to_thread.run_sync(heap.give_back)
 
     def _touch(self, run: Run, lineage: Lineage, outputs: list[str]) -> None:
         """Note in the background that artifacts were used: those of a large run not at every start."""

@@ -22,7 +22,7 @@ import trio
 from msgspec import Struct
 
 from buildd.config import Config
-from buildd.engine.discovery import Discoveries, Revision
+from buildd.engine.discovery import Discoveries, Revision, differing
 from buildd.engine.keepsake import Keepsakes
 from buildd.engine.targets import Target, is_url, parse_target
 from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodable
@@ -219,7 +219,7 @@ class Planner:
                 continue
             if before.packages.keys() != now.packages.keys():
                 return None
-            for name in [n for n, package in now.packages.items() if before.packages[n] is not package]:
+            for name in differing(before.packages, now.packages):
                 if _role(before.packages[name]) != _role(now.packages[name]):
                     return None
                 changed[name] = now.packages[name]

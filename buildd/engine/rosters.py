@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import trio
 
+from buildd.engine.discovery import differing
 from buildd.engine.run import Run
 from buildd.engine.uptodate import Settled
 from buildd.engine.views import package_view
@@ -71,8 +72,8 @@ def _changes(before: Mapping[str, Settled], now: Mapping[str, Settled]) -> dict[
     if before is now:
         return {}
     changes: dict[str, tuple[str, str] | None] = {
-        name: (entry.package.version, entry.output_id)
-        for name, entry in now.items()
-        if (old := before.get(name)) is not entry and (old is None or roster_entry(old) != roster_entry(entry))
+        name: (now[name].package.version, now[name].output_id)
+        for name in differing(before, now)
+        if name not in before or roster_entry(before[name]) != roster_entry(now[name])
     }
     return changes | dict.fromkeys(before.keys() - now.keys())
