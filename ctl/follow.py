@@ -251,7 +251,8 @@ class _Follower:
     def _show(self, page: protocol.PollResult) -> None:
         progress = self._progress
         self._after = page.next
-        unknown = {e.package for e in page.events if e.package is not None} - progress.versions.keys()
+        told = {e.package for e in page.events if "version" in e.data}
+        unknown = {e.package for e in page.events if e.package is not None} - progress.versions.keys() - told
         if unknown:  # lines name the version, which events need not carry
             for package in run_view(self._client, self._run).packages:
                 progress.versions[package.name] = package.version

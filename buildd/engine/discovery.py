@@ -29,6 +29,8 @@ from buildd.repos.trees import LINK, GitStore
 
 T = TypeVar("T")
 
+SAVE_EVERY = 50
+"""Variations of a revision, before one is kept on the disk again."""
 KEPT_PER_STORE = 3
 """Revisions of one repository that are remembered: the last, and branches that take turns with it."""
 KEPT_PACKAGES = 100_000
@@ -81,8 +83,8 @@ class Discoveries:
 
     def __init__(self, keepsakes: Keepsakes) -> None:
         self._keepsakes = keepsakes
-        self._saved: dict[tuple[str, str], Revision] = {}
-        """The revision of each repository and store that the disk has."""
+        self._unsaved: dict[tuple[str, str], int] = {}
+        """How many variations were derived of each repository and store since the disk has a revision of it."""
         self._known: OrderedDict[tuple[str, str, str], Revision] = OrderedDict()
         """By repository, store and tree; the last used comes last."""
         self._lock = threading.Lock()
@@ -101,11 +103,12 @@ class Discoveries:
             reader = RevisionTree(GitStore(Path(store)), tree)
             origin = Origin(repository=repository, store=store)
             found = _derived(like, reader, origin) if like is not None else None
+            derived = found is not None
             if found is None:
                 files = discover(reader, origin)
                 found = Revision(tree, {file: _reused(files[file], like) for file in files} if like else files)
             self._remember((repository, store, tree), found)
-            self._save(repository, store, found)
+            self._save(repository, store, found, derived=derived)
         return found
 
     def _loaded(self, repository: str, store: str) -> Revision | None:
@@ -113,19 +116,21 @@ class Discoveries:
         kept = self._keepsakes.load(repository, store)
         if kept is None:
             return None
-        revision = self._saved[repository, store] = Revision(*kept)
+        revision = Revision(*kept)
+        self._unsaved[repository, store] = 0
         self._remember((repository, store, revision.tree), revision)
         return revision
 
-    def _save(self, repository: str, store: str, revision: Revision) -> None:
-        """Keep a revision for the next life, unless the one that is kept differs in little."""
-        saved = self._saved.get((repository, store))
-        if saved is not None and len(differing(saved.files, revision.files)) <= len(revision.files) // 20:
+    def _save(self, repository: str, store: str, revision: Revision, *, derived: bool) -> None:
+        """Keep a revision for the next life; of variations only some, for they are soon derived again."""
+        home = (repository, store)
+        self._unsaved[home] = self._unsaved.get(home, SAVE_EVERY) + 1 if derived else SAVE_EVERY
+        if self._unsaved[home] < SAVE_EVERY:
             return
         self._keepsakes.save(repository, store, revision.tree, revision.files)
-        self._saved[repository, store] = revision
-        while len(self._saved) > KEPT:
-            self._saved.pop(next(iter(self._saved)))
+        self._unsaved[home] = 0
+        while len(self._unsaved) > KEPT:
+            self._unsaved.pop(next(iter(self._unsaved)))
 
     def _remember(self, home: tuple[str, str, str], revision: Revision) -> None:
         with self._lock:

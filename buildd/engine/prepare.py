@@ -11,8 +11,9 @@ import difflib
 import hashlib
 import os
 import shutil
+import weakref
 from collections import ChainMap, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -71,8 +72,14 @@ class Plan:
         home: object,
         wanted: Sequence[str],
         like: Plan | None = None,
+        changed: Set[str] = frozenset(),
     ) -> None:
-        """`packages` in topological order, with `depends` as names in the plan. `like` has the same graph."""
+        """`packages` in topological order, with `depends` as names in the plan.
+
+        `like` has the same graph, and the same packages but for those that `changed`.
+        """
+        self._like = weakref.ref(like) if like is not None else None
+        self._changed = changed
         self.home = home
         """What was asked for and where, whatever is found there: equal for the plans of one target. Hashable."""
         self.packages = packages
@@ -98,6 +105,12 @@ class Plan:
             self.dependents = dependents(self.graph)
             self.packs = any(p.formats for p in packages.values())
             self.repositories = frozenset(p.repository for p in packages.values())
+
+    def changed_since(self, other: Plan | None) -> Collection[str]:
+        """Names of packages that are not the same objects in another plan, or not in it."""
+        if self._like is not None and other is not None and self._like() is other:
+            return self._changed
+        return differing(other.packages if other is not None else {}, self.packages)
 
     def origin(self, package: Package) -> Located:
         """The revision that a package of the plan was found in."""
@@ -231,7 +244,16 @@ class Planner:
             **earlier.packages,
             **{n: _final(p, earlier.graph[n], tools) for n, p in changed.items() if n in earlier.graph},
         }
-        return Plan(packages, places, revisions, tools, home=earlier.home, wanted=earlier.wanted, like=earlier)
+        return Plan(
+            packages,
+            places,
+            revisions,
+            tools,
+            home=earlier.home,
+            wanted=earlier.wanted,
+            like=earlier,
+            changed=changed.keys() & earlier.graph.keys(),
+        )
 
     def _look_for(self, tools: Iterable[str]) -> dict[str, bool]:
         """Whether each of these executables is on the PATH of builds."""

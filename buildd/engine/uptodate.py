@@ -19,7 +19,6 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from buildd.engine.discovery import differing
 from buildd.engine.prepare import Plan
 from buildd.execute.environment import Environment
 from buildd.model import Package, Strategy
@@ -115,9 +114,8 @@ class Lineage:
         """Names that must be looked at; all others stand as they are."""
         if plan is self.plan:
             return set(self._doubtful)
-        before: Mapping[str, Package] = self.plan.packages if self.plan is not None else {}
         unknown = plan.packages.keys() - self.settled.keys()
-        return self._doubtful.intersection(plan.packages).union(unknown, differing(before, plan.packages))
+        return self._doubtful.intersection(plan.packages).union(unknown, plan.changed_since(self.plan))
 
     def remember(self, plan: Plan, settled: Mapping[str, Settled], doubtful: Set[str]) -> None:
         self.version += 1

@@ -155,6 +155,14 @@ def test_files_that_have_not_changed_stay_untouched_also_in_another_life(machine
     assert {name for name in BASIS if before[name] != after[name]} == {"hosts"}
 
 
+def test_what_somebody_removes_is_made_again(machine: Machine) -> None:
+    machine.copy()
+    for path in (machine.copies / "hosts", machine.copies):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        machine.etc.refresh()
+        assert machine.shown == BASIS
+
+
 def test_a_file_is_never_seen_half_written(machine: Machine) -> None:
     machine.copy()
     with (machine.copies / "hosts").open() as seen_by_a_build:

@@ -88,6 +88,7 @@ class Etc:
                 wanted.setdefault(name, _mount_point(self._source / name))
         wanted |= self._own
         _mirror(_with_parents(wanted), self.directory)
+        reader.look_at(self.directory)  # in case that somebody removes it
         self.binds, self._seen = binds, reader.seen
 
 
