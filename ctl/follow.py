@@ -164,6 +164,13 @@ def follow(
         view.close()
 
 
+def replay(client: Client, run: str, after: int, view: View) -> None:
+    """Show the events of a run that has ended, for a view that shows events."""
+    if "events.poll" in view.wants:
+        _Follower(client, run, after, view, None).rest_of_events()
+        view.close()
+
+
 class _Follower:
     def __init__(self, client: Client, run: str, after: int, view: View, deadline: float | None) -> None:
         self._client = client
@@ -203,7 +210,7 @@ class _Follower:
                 ended = self._answered(request, method)
                 if ended is not None:
                     self._progress.clones = ()
-                    self._rest_of_events()
+                    self.rest_of_events()
                     self._view.draw(self._progress)
                     return ended
             for method, overdue in self._sent.values():
@@ -262,7 +269,8 @@ class _Follower:
             progress.apply(event)
             self._view.event(event, progress)
 
-    def _rest_of_events(self) -> None:
+    def rest_of_events(self) -> None:
+        """Show what has happened up to now."""
         while "events.poll" in self._view.wants:
             params = protocol.PollParams(after=self._after, run=self._run)
             page = self._client.call("events.poll", params, protocol.PollResult)

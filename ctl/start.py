@@ -1,21 +1,21 @@
-"""`buildctl start`, `wait` and `cancel`: runs. Whatever happens to the client, the run goes on."""
+"""`buildctl start`, `wait` and `cancel`: runs.
+
+A start on thousands of packages in which nothing is to be built takes the daemon less time than this program takes to
+be loaded: what only watching needs is imported when something is watched.
+"""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Callable
 
 from buildd import protocol
 from ctl.client import Client, connect
-from ctl.failure import FAILED, INTERRUPTED, OK, TIMED_OUT, CtlError
-from ctl.follow import Silent, View, follow, newest_event, run_view
-from ctl.lines import Lines
+from ctl.failure import INTERRUPTED, OK
 from ctl.output import note, say, say_json
 from ctl.summary import EVENTFUL, MAX_ROWS, exit_code, print_summary
 from ctl.target import absolute
-from ctl.text import duration, printable
+from ctl.text import printable
 from ctl.verbs import Verb, seconds
 
 AT_ONCE_S = 0.25
@@ -42,9 +42,11 @@ def _start(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             note("buildctl: interrupted before the daemon confirmed; `buildctl list` shows whether it started")
             return INTERRUPTED
-        if started.run is not None and started.run.stats.total > MAX_ROWS:  # it has ended: there is nothing to follow
-            return _summarise(client, started.run, args)
+        if started.run is not None:  # it has ended: there is nothing to follow
+            return _ended_at_once(client, started, started.run, args)
         if args.wait:
+            from ctl.watch import watch
+
             return watch(client, started, args, _summarise)
     if args.json:
         say_json(started)
@@ -56,7 +58,23 @@ def _start(args: argparse.Namespace) -> int:
     return OK
 
 
+def _ended_at_once(
+    client: Client, started: protocol.StartResult, run: protocol.RunView, args: argparse.Namespace
+) -> int:
+    """Tell what happened in a run that had ended before anybody could follow it."""
+    if run.stats.total <= MAX_ROWS:
+        from ctl.watch import replay
+
+        replay(client, started, args)
+    code = _summarise(client, run, args)
+    sys.stdout.flush()
+    return code
+
+
 def _wait(args: argparse.Namespace) -> int:
+    from ctl.follow import newest_event
+    from ctl.watch import watch
+
     with connect(args) as client:
         after = newest_event(client)
         run = client.call("run.status", protocol.RunStatusParams(run=args.run, packages=False), protocol.RunView)
@@ -71,58 +89,10 @@ def _cancel(args: argparse.Namespace) -> int:
     return OK
 
 
-def _view(args: argparse.Namespace) -> View:
-    stream = sys.stderr if args.json else sys.stdout
-    if args.quiet or (args.json and not stream.isatty()):
-        return Silent()
-    if not stream.isatty():
-        return Lines(stream)
-    from ctl.draw import Drawing, can_draw
-
-    return Drawing(stream) if can_draw(stream) else Lines(stream)
-
-
-def watch(
-    client: Client,
-    started: protocol.StartResult,
-    args: argparse.Namespace,
-    finish: Callable[[Client, protocol.RunView, argparse.Namespace], int],
-    *,
-    timeout: float | None = None,
-) -> int:
-    """Follow a run to its end, then `finish`. Interrupts and closed pipes end the watching, never the run."""
-    run, number = started.id, started.number
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        ended = follow(client, run, started.event, _view(args), timeout=timeout)
-        if ended is None:
-            note(f"buildctl: run {number} has not ended within {duration(timeout)}; it goes on")
-            if args.json:
-                say_json(run_view(client, run))
-            return TIMED_OUT
-        code = finish(client, ended, args)
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut this short
-        note(
-            f"\nbuildctl: interrupted; run {number} goes on.\n"
-            f"  follow it: buildctl wait {number}   cancel it: buildctl cancel {number}"
-        )
-        return INTERRUPTED
-    except BrokenPipeError:
-        # not the clean end that it is for `logs`: nobody would learn how the run ended
-        raise CtlError(
-            f"nobody reads the output any more; run {number} goes on",
-            hint=f"buildctl wait {number} follows it",
-            code=FAILED,
-        ) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def _summarise(client: Client, run: protocol.RunView, args: argparse.Namespace) -> int:
     """Print a run that has ended; of `run` only what is the same without its packages is looked at."""
+    from ctl.follow import run_view
+
     stats, shown = run.stats, run
     if args.json or stats.total <= MAX_ROWS:
         shown = run_view(client, run.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 
 from buildd import protocol
@@ -67,7 +66,7 @@ def print_summary(client: Client, run: protocol.RunView, *, quiet: bool = False)
     if quiet and exit_code(run) == 0:
         return
     say(ending(run))
-    if not quiet:
+    if not quiet and run.stats.total <= MAX_ROWS:
         _print_places(client, run)
 
 
@@ -94,7 +93,11 @@ def print_packages(
     ]
     header = ("PACKAGE", "VERSION", "STATE", "TIME", "SIZE", "LOG", "BUILD")
     lines = table(header, rows, right=(3, 4, 5))
-    width = shutil.get_terminal_size().columns - 2 if sys.stdout.isatty() else 1 << 30
+    width = 1 << 30
+    if sys.stdout.isatty():
+        import shutil  # with half a dozen compression formats
+
+        width = shutil.get_terminal_size().columns - 2
     if rows or not run.packages:
         say("  " + paint(clip(lines[0], width), "bold"))
     for package, line in zip(shown, lines[1:], strict=True):

@@ -9,10 +9,10 @@ from ctl.client import Client, connect
 from ctl.failure import FAILED, OK
 from ctl.follow import run_view
 from ctl.output import say, say_json
-from ctl.start import watch
 from ctl.summary import EVENTFUL
 from ctl.text import printable
 from ctl.verbs import Verb
+from ctl.watch import watch
 from ctl.why import subject
 
 
