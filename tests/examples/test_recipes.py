@@ -31,7 +31,8 @@ class OneFile:
 
 def packages(path: str) -> dict[str, Package]:
     tree = OneFile((ROOT / path).read_text())
-    return {p.name: p for p in discover(tree, Origin(repository="examples", store="/", commit=None))}
+    found = discover(tree, Origin(repository="examples", store="/"))
+    return {p.name: p for packages in found.values() for p in packages}
 
 
 @pytest.mark.parametrize(
