@@ -1,24 +1,26 @@
-"""The connection to the daemon: JSON-RPC 2.0 on a DEALER socket. The one door to zmq of the client.
+"""The connection to the daemon: JSON-RPC 2.0 in ZeroMQ messages.
+
+msgspec and the protocol's structs are imported when an answer is wanted as one: `raw` does without, and a short
+command ends before they would be loaded.
 
 Invariant: every wait ends. An answer has a deadline; where the work may take long (`timeout=None`) the daemon
-has to answer a `daemon.status` in between; and a connection that breaks raises `Gone` at once, because ZeroMQ
-would reconnect in silence and the request would be lost.
+has to answer a `daemon.status` in between; and a connection that breaks raises `Gone` at once.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Container
-from typing import TYPE_CHECKING, Self, TypeVar
-
-import msgspec
-import zmq
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ctl import endpoint
 from ctl.failure import UNREACHABLE, USAGE, CtlError, Gone, exit_code
+from ctl.wire import Closed, Wire
 
 if TYPE_CHECKING:
     import argparse
+    import socket
 
 QUICK_S = 10.0
 """How long a request that is answered at once may take, and a daemon with long work may be silent."""
@@ -28,87 +30,59 @@ COME_BACK_S = 60.0
 T = TypeVar("T")
 
 
-class _Refusal(msgspec.Struct):
-    code: int
-    message: str
-    data: dict[str, object] = {}
-
-
-class _Answer(msgspec.Struct):
-    id: int | str | None = None
-    result: msgspec.Raw = msgspec.Raw(b"null")
-    error: _Refusal | None = None
-
-
 class Client:
     """Requests to one daemon. Use as a context manager."""
 
-    def __init__(self, path: str, *, timeout: float | None = None) -> None:
+    def __init__(self, path: str, connection: socket.socket, *, timeout: float | None = None) -> None:
+        """`connection` leads to the daemon's socket at `path`."""
         self.path = path
         self._timeout = timeout
         """What the user allows one request to take, instead of our own defaults."""
-        self._context = zmq.Context()
         self._last_id = 0
-        self._open()
+        self._open(connection)
 
-    def _open(self) -> None:
+    def _open(self, connection: socket.socket) -> None:
+        self._wire = Wire(connection)
         self._waiting: set[int] = set()
-        self._answers: dict[int, _Answer] = {}
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.sndtimeo = int(QUICK_S * 1000)
-        self._last_id += 1
-        watch = f"inproc://watch-{self._last_id}"
-        self._socket.monitor(watch, zmq.EVENT_DISCONNECTED)
-        self._monitor = self._context.socket(zmq.PAIR)
-        self._monitor.linger = 0
-        self._monitor.connect(watch)
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
-        self._socket.connect(f"ipc://{self.path}")
+        self._answers: dict[int, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._close()
-        self._context.term()
-
-    def _close(self) -> None:
-        if self._socket.closed:  # a daemon that did not come back
-            return
-        self._socket.disable_monitor()
-        self._socket.close(0)
-        self._monitor.close(0)
+        self._wire.close()
 
     def reopen(self, patience: float = COME_BACK_S) -> bool:
         """Connect again once the daemon is back; False when it is not after `patience` seconds."""
-        self._close()
+        self._wire.close()
         deadline = time.monotonic() + patience
-        while endpoint.check(self.path) is not None:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.2)
-        self._open()
-        return True
+        while True:
+            time.sleep(0.2)  # also before the first: it may take connections and close them
+            try:
+                self._open(endpoint.connect(self.path))
+                return True
+            except CtlError:
+                if time.monotonic() > deadline:
+                    return False
 
     # --- requests -------------------------------------------------------------------------------------
 
     def send(self, method: str, params: object = None) -> int:
         """Send a request and return its id; `receive` or `take` gives the answer."""
         self._last_id += 1
-        request = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params or {}}
+        request = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": plain(params or {})}
         try:
-            body = msgspec.json.encode(request)
+            body = json.dumps(request, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise CtlError("an argument is not valid UTF-8", code=USAGE) from None
         if len(body) > 1 << 16:
             _check_size(method, len(body))
         try:
-            self._socket.send_multipart([b"", body])
-        except zmq.Again:
-            raise self.no_answer(method, QUICK_S) from None
+            sent = self._wire.send(body, QUICK_S)
+        except Closed:
+            raise Gone(self.path) from None
+        if not sent:
+            raise self.no_answer(method, QUICK_S)
         self._waiting.add(self._last_id)
         return self._last_id
 
@@ -116,20 +90,20 @@ class Client:
         """Wait for the next answer to any request; its id, or None after `timeout` seconds. Raises Gone."""
         deadline = time.monotonic() + timeout
         while True:
-            ready = dict(self._poller.poll(max(0, round((deadline - time.monotonic()) * 1000))))
-            if self._socket in ready:
-                frames = self._socket.recv_multipart()
-                answer = _decode(frames[-1], _Answer, "a request")
-                if isinstance(answer.id, int) and answer.id in self._waiting:
-                    self._waiting.remove(answer.id)
-                    self._answers[answer.id] = answer
-                    return answer.id
-                if answer.id is None and answer.error is not None:  # it could not even read the id
-                    raise _error(answer.error)
-            elif self._monitor in ready:
-                raise Gone(self.path)
-            elif time.monotonic() >= deadline:
+            try:
+                body = self._wire.receive(max(0.0, deadline - time.monotonic()))
+            except Closed:
+                raise Gone(self.path) from None
+            if body is None:
                 return None
+            answer = _answer(body)
+            id = answer.get("id")
+            if isinstance(id, int) and id in self._waiting:
+                self._waiting.remove(id)
+                self._answers[id] = answer
+                return id
+            if id is None and "error" in answer:  # it could not even read the id
+                raise _error(answer["error"])
 
     def first_of(self, requests: Container[int], timeout: float) -> int | None:
         """The id of an answered request among `requests`, or None after `timeout` seconds. Raises Gone."""
@@ -143,25 +117,28 @@ class Client:
         return None
 
     def take(self, request: int, result: type[T], method: str) -> T:
-        """The answer to `request`, which has been received. Raises the CtlError it holds."""
+        """The answer to `request`, which has been received, as a struct. Raises the CtlError it holds."""
+        return convert(self._take(request), result, method)
+
+    def _take(self, request: int) -> Any:
         answer = self._answers.pop(request)
-        if answer.error is not None:
-            raise _error(answer.error)
-        return _decode(answer.result, result, method)
+        if answer.get("error") is not None:
+            raise _error(answer["error"])
+        return answer.get("result")
 
     def call(self, method: str, params: object, result: type[T], *, timeout: float | None = QUICK_S) -> T:
-        """One request and its answer. `timeout` None waits for as long as the daemon shows that it lives."""
+        """One request and its answer as a struct. `timeout` None waits as long as the daemon shows that it lives."""
+        return convert(self.raw(method, params, timeout=timeout), result, method)
+
+    def raw(self, method: str, params: object = None, *, timeout: float | None = QUICK_S) -> Any:
+        """As `call`, with the answer as the JSON says it."""
         limit = timeout if self._timeout is None else self._timeout
         request = self.send(method, params)
         if limit is None:
             self._wait_patiently(request, method)
         elif not self._wait(request, limit):
             raise self.no_answer(method, limit)
-        return self.take(request, result, method)
-
-    def raw(self, method: str, params: object = None, *, timeout: float | None = QUICK_S) -> msgspec.Raw:
-        """As `call`, with the answer's JSON as it came."""
-        return self.call(method, params, msgspec.Raw, timeout=timeout)
+        return self._take(request)
 
     def _wait(self, request: int, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
@@ -189,7 +166,8 @@ class Client:
 
 def connect(args: argparse.Namespace) -> Client:
     """The client that `--socket` and `--timeout` ask for. Raises CtlError when there is no daemon."""
-    return Client(endpoint.find(args.socket), timeout=args.answer_timeout)
+    path, connection = endpoint.find(args.socket)
+    return Client(path, connection, timeout=args.answer_timeout)
 
 
 def _check_size(method: str, size: int) -> None:
@@ -203,16 +181,50 @@ def _check_size(method: str, size: int) -> None:
         )
 
 
-def _decode(body: bytes | msgspec.Raw, result: type[T], method: str) -> T:
+def plain(value: object) -> object:
+    """A struct, or what holds structs, as JSON says it."""
+    if isinstance(value, dict):
+        return value
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+def convert(value: object, result: type[T], method: str) -> T:
+    """The answer to `method` as a struct. Raises CtlError when it is none."""
+    import msgspec
+
     try:
-        return msgspec.json.decode(body, type=result)
-    except msgspec.DecodeError as error:
-        raise CtlError(
-            f"the daemon's answer to {method} is not understood: {error}",
-            hint="client and daemon may be of different versions: `buildctl version` shows both",
-        ) from None
+        return msgspec.convert(value, result, builtin_types=())  # JSON has none of the others
+    except msgspec.ValidationError as error:
+        raise _not_understood(method, error) from None
 
 
-def _error(refusal: _Refusal) -> CtlError:
-    hint = refusal.data.get("hint", "")
-    return CtlError(refusal.message, hint=str(hint), code=exit_code(refusal.code))
+def _answer(body: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+    except ValueError as error:
+        raise _not_understood("a request", error) from None
+    if not isinstance(answer, dict):
+        raise _not_understood("a request", "it is no object")
+    return answer
+
+
+def _not_understood(method: str, why: object) -> CtlError:
+    return CtlError(
+        f"the daemon's answer to {method} is not understood: {why}",
+        hint="client and daemon may be of different versions: `buildctl version` shows both",
+    )
+
+
+def _error(refusal: object) -> CtlError:
+    """The error that an answer holds."""
+    found = refusal if isinstance(refusal, dict) else {}
+    data = found.get("data")
+    hint = data.get("hint", "") if isinstance(data, dict) else ""
+    code = found.get("code")
+    return CtlError(
+        str(found.get("message", "the daemon gives no reason")),
+        hint=str(hint),
+        code=exit_code(code) if isinstance(code, int) else exit_code(1),
+    )

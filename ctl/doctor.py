@@ -27,9 +27,9 @@ _NO_RUN = "00000000-0000-0000-0000-000000000000"
 def _doctor(args: argparse.Namespace) -> int:
     checks: list[CheckResult] = []
     try:
-        path = find(args.socket)
+        path, connection = find(args.socket)
         checks.append(CheckResult(name="socket", status="ok", message=f"the daemon is reachable at {path}"))
-        with Client(path, timeout=args.answer_timeout) as client:
+        with Client(path, connection, timeout=args.answer_timeout) as client:
             checks.append(_right_to_control(client))
             checks += client.call("daemon.doctor", None, DoctorResult, timeout=DOCTOR_S).checks
     except CtlError as error:

@@ -1,8 +1,4 @@
-"""Where the daemon's socket is, and whether this user can connect to it.
-
-A plain connect comes before any message: ZeroMQ would retry in silence where the kernel can say at once that
-nobody listens (ECONNREFUSED) or that we may not (EACCES).
-"""
+"""Where the daemon's socket is, and what to tell a user who cannot connect to it."""
 
 from __future__ import annotations
 
@@ -36,23 +32,23 @@ def user_socket() -> str | None:
     return f"{base}/buildd/control.sock"
 
 
-def find(explicit: str | None) -> str:
-    """Path of a socket that accepts connections. Raises CtlError that says what is wrong with each candidate."""
+def find(explicit: str | None) -> tuple[str, socket.socket]:
+    """Path of the daemon's socket, and a connection to it.
+
+    Raises CtlError that says what is wrong with each candidate.
+    """
     named = explicit or os.environ.get("BUILDD_SOCKET")
     if named:
         path = os.path.abspath(os.path.expanduser(named.removeprefix("ipc://")))
-        problem = check(path)
-        if problem is not None:
-            raise problem
-        return path
-    problems = []
+        return path, connect(path)
+    problems: list[tuple[str, CtlError]] = []
     for path in filter(None, (user_socket(), SYSTEM_SOCKET)):
-        problem = check(path)
-        if problem is None:
-            return path
-        if problem.code == NOT_PERMITTED:
-            raise problem
-        problems.append((path, problem))
+        try:
+            return path, connect(path)
+        except CtlError as error:
+            if error.code == NOT_PERMITTED:
+                raise
+            problems.append((path, error))
     for path, problem in problems:
         if os.path.lexists(path):
             raise problem  # a socket that refuses tells more than one that is not there
@@ -66,35 +62,43 @@ _START = (
 )
 
 
-def check(path: str) -> CtlError | None:
-    """What keeps us from connecting to `path`, or None."""
+def connect(path: str) -> socket.socket:
+    """A connection to the socket at `path`. Raises CtlError."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        return CtlError(
+        raise CtlError(
             f"the socket path {path} has {len(os.fsencode(path))} bytes, more than the {MAX_PATH_BYTES} "
             "that the kernel takes",
             hint="set daemon.runtime_dir to a shorter path, or name the socket by a symbolic link",
             code=USAGE,
         )
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _connect(connection, path)
+    except CtlError:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    connection.setblocking(False)
     deadline = time.monotonic() + ACCEPT_S
     while True:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(path)
-            except BlockingIOError:  # the backlog is full: the daemon is there, and busy
-                if time.monotonic() < deadline:
-                    time.sleep(0.02)
-                    continue
-                return _unreachable(path, f"it accepts no connection for {ACCEPT_S:.0f} s", "is it stopped or stuck?")
-            except (FileNotFoundError, NotADirectoryError):
-                return _unreachable(path, "no such socket", _START)
-            except ConnectionRefusedError:
-                return _unreachable(path, "nobody listens there", _START)
-            except PermissionError:
-                return _not_permitted(path)
-            except OSError as error:
-                return _unreachable(path, error.strerror or str(error), _START)
-            return None
+        try:
+            return connection.connect(path)
+        except BlockingIOError:  # the backlog is full: the daemon is there, and busy
+            if time.monotonic() >= deadline:
+                why = f"it accepts no connection for {ACCEPT_S:.0f} s"
+                raise _unreachable(path, why, "is it stopped or stuck?") from None
+            time.sleep(0.02)
+        except (FileNotFoundError, NotADirectoryError):
+            raise _unreachable(path, "no such socket", _START) from None
+        except ConnectionRefusedError:
+            raise _unreachable(path, "nobody listens there", _START) from None
+        except PermissionError:
+            raise _not_permitted(path) from None
+        except OSError as error:
+            raise _unreachable(path, error.strerror or str(error), _START) from None
 
 
 def _unreachable(path: str, why: str, hint: str) -> CtlError:

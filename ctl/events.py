@@ -7,16 +7,15 @@ this process is ended; so the last complete line's number is where to go on.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from types import FrameType
 
-import msgspec
-
 from buildd import protocol
 from buildd.protocol import Event
-from ctl.client import QUICK_S, Client, connect
-from ctl.failure import INTERRUPTED, OK, CtlError, Gone
+from ctl.client import QUICK_S, Client, connect, convert
+from ctl.failure import INTERRUPTED, OK, Gone
 from ctl.follow import newest_event
 from ctl.output import note
 from ctl.text import moment, printable
@@ -54,13 +53,6 @@ class _Signals:
             raise _Interrupted
 
 
-class _Page(msgspec.Struct):
-    """A PollResult with the events as they came, for output without loss."""
-
-    events: list[msgspec.Raw]
-    next: int
-
-
 def _events(args: argparse.Namespace) -> int:
     after = args.after if args.after is not None else (-1 if args.follow else 0)
     signals = _Signals()
@@ -83,7 +75,7 @@ def _print(client: Client, signals: _Signals, args: argparse.Namespace, after: i
     while newest is None or after < newest:
         params = protocol.PollParams(after=after, timeout=wait, run=run, kinds=tuple(args.kind))
         try:
-            page = client.call("events.poll", params, _Page, timeout=wait + QUICK_S)
+            page = client.raw("events.poll", params, timeout=wait + QUICK_S)
         except Gone:
             if not args.follow:
                 raise
@@ -91,25 +83,24 @@ def _print(client: Client, signals: _Signals, args: argparse.Namespace, after: i
             if not client.reopen():
                 raise
             continue
-        for raw in page.events:
-            signals.write_line(bytes(raw) if args.json else _readable(raw).encode())
-        if newest is not None and not page.events and page.next <= after:
+        for event in page["events"]:  # as JSON they are printed as they came, whatever is in them
+            line = json.dumps(event, ensure_ascii=False, separators=(",", ":")) if args.json else _readable(event)
+            signals.write_line(line.encode())
+        if newest is not None and not page["events"] and page["next"] <= after:
             wait = 1.0  # it has more, and says nothing: give it time rather than ask in a circle
-        after = page.next
+        after = page["next"]
 
 
-def _readable(raw: msgspec.Raw) -> str:
-    try:
-        event = msgspec.json.decode(raw, type=Event)
-    except msgspec.DecodeError as error:
-        raise CtlError(f"an event is not understood: {error}", hint="--json prints it as it is") from None
+def _readable(found: object) -> str:
+    event = convert(found, Event, "events.poll")
     parts = [f"{event.number:>7}", moment(event.time), f"{event.kind:<18}"]
     parts += [f"run={event.run[:8]}"] if event.run else []
     parts += [f"build={event.build[:8]}"] if event.build else []
     parts += [event.package or "", event.repository or ""]
     for name, value in event.data.items():
         if value not in (None, "", [], {}):
-            parts.append(f"{name}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}")
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+            parts.append(f"{name}={text}")
     return printable("  ".join(part for part in parts if part))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable
-
-import msgspec
 
 
 def say(text: str = "") -> None:
@@ -24,11 +23,13 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
-def say_json(value: msgspec.Raw | object) -> None:
-    """One JSON object: indented for a person, on one line for a program."""
-    body = value if isinstance(value, msgspec.Raw) else msgspec.json.encode(value)
+def say_json(value: object) -> None:
+    """One JSON object, or a struct as one: indented for a person, on one line for a program."""
+    from ctl.client import plain
+
+    text = json.dumps(plain(value), ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
     sys.stdout.flush()
-    sys.stdout.buffer.write(msgspec.json.format(bytes(body), indent=2 if sys.stdout.isatty() else 0) + b"\n")
+    sys.stdout.buffer.write(text.encode() + b"\n")
 
 
 def colourful() -> bool:

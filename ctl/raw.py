@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-
-import msgspec
 
 from ctl.client import QUICK_S, connect
 from ctl.failure import OK, USAGE, CtlError
@@ -15,19 +14,30 @@ from ctl.verbs import Verb
 
 def _call(args: argparse.Namespace) -> int:
     text = sys.stdin.buffer.read() if args.params == "-" else args.params.encode(errors="surrogateescape")
-    try:
-        params = msgspec.json.decode(text, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CtlError(
-            f"the parameters are not a JSON object: {error}",
-            hint="""write them like '{"limit": 5}', or - to read them from standard input""",
-            code=USAGE,
-        ) from None
+    params = _parameters(text)
     held = params.get("timeout")
     with connect(args) as client:
         limit = held + QUICK_S if isinstance(held, int | float) and held > 0 else None
         say_json(client.raw(args.method, params, timeout=limit))
     return OK
+
+
+def _parameters(text: bytes) -> dict[str, object]:
+    try:
+        params = json.loads(text)
+    except ValueError as error:
+        raise _no_object(str(error)) from None
+    if not isinstance(params, dict):
+        raise _no_object(f"it is {text.decode(errors='replace')[:40]!r}")
+    return params
+
+
+def _no_object(why: str) -> CtlError:
+    return CtlError(
+        f"the parameters are not a JSON object: {why}",
+        hint="""write them like '{"limit": 5}', or - to read them from standard input""",
+        code=USAGE,
+    )
 
 
 def _schema(args: argparse.Namespace) -> int:

@@ -6,10 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import msgspec
-
 from ctl.failure import NOT_FOUND, OK, CtlError
 from ctl.output import say, say_json
+from ctl.section import Section
 from ctl.text import printable
 from ctl.verbs import Verb
 
@@ -34,10 +33,6 @@ def client_version() -> str:
     return f"buildctl {buildd.__version__} (protocol {buildd.protocol.VERSION})"
 
 
-class _Daemon(msgspec.Struct):
-    version: str
-
-
 def _version(args: argparse.Namespace) -> int:
     import buildd.protocol
     from ctl.client import connect
@@ -46,7 +41,7 @@ def _version(args: argparse.Namespace) -> int:
     try:
         with connect(args) as client:
             path = client.path
-            daemon = client.call("daemon.status", None, _Daemon).version
+            daemon = Section(client.raw("daemon.status")).word("version")
     except CtlError as error:
         problem = error.message
     if args.json:

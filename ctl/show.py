@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import msgspec
+
 from buildd import protocol
 from buildd.protocol import BuildRecord
 from ctl.client import connect
 from ctl.failure import OK
 from ctl.output import STATE_COLOURS, paint, say, say_json, say_lines
 from ctl.plan import fetch_plan, print_plan
-from ctl.summary import artifact_sizes, counts, print_packages, took
-from ctl.text import duration, moment, printable, size, table
+from ctl.summary import artifact_sizes, print_packages, took
+from ctl.text import counts, duration, moment, printable, size, table
 from ctl.verbs import Verb
 
 
@@ -37,7 +39,7 @@ def _list(args: argparse.Namespace) -> int:
             run.state,
             moment(run.created_at),
             run.requested_by,
-            counts(run.stats),
+            counts(msgspec.structs.asdict(run.stats)),
             " ".join(run.targets),
         )
         for run in runs
@@ -69,7 +71,7 @@ def _print_run(run: protocol.RunView, sizes: dict[str, int]) -> None:
         ("created", moment(run.created_at)),
         ("started", moment(run.started_at)),
         ("completed", moment(run.completed_at)),
-        ("packages", counts(run.stats)),
+        ("packages", counts(msgspec.structs.asdict(run.stats))),
         ("error", run.error or ""),
         ("hint", run.hint or ""),
     ]

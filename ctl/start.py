@@ -1,108 +1,94 @@
 """`buildctl start`, `wait` and `cancel`: runs.
 
 A start on thousands of packages in which nothing is to be built takes the daemon less time than this program takes to
-be loaded: what only watching needs is imported when something is watched.
+be loaded: what only watching needs, the protocol's structs too, is imported when there is something to watch.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 
-from buildd import protocol
-from ctl.client import Client, connect
+from ctl.client import connect
 from ctl.failure import INTERRUPTED, OK
-from ctl.output import note, say, say_json
-from ctl.summary import EVENTFUL, MAX_ROWS, exit_code, print_summary
+from ctl.output import STATE_COLOURS, note, paint, say, say_json
+from ctl.section import Section
 from ctl.target import absolute
-from ctl.text import printable
+from ctl.text import MAX_ROWS, counts, duration
 from ctl.verbs import Verb, seconds
 
 AT_ONCE_S = 0.25
 """A run in which nothing has to be built ends sooner, and then one answer tells all."""
+_STATES = ("total", "skipped", "ignored")
 
 
 def _start(args: argparse.Namespace) -> int:
-    params = protocol.StartParams(
-        targets=tuple(absolute(target) for target in args.targets),
-        keep_going=not args.fail_fast,
-        force=args.force,
-        fetch_only=args.fetch_only,
-        refresh=not args.no_refresh,
-        priority=args.priority,
-        force_packages=tuple(args.force_package),
-        strategy=args.strategy,
-        max_retries=args.max_retries,
-        worktree=args.worktree,
-        wait=AT_ONCE_S if args.wait else 0.0,
-    )
+    params = {
+        "targets": [absolute(target) for target in args.targets],
+        "keep_going": not args.fail_fast,
+        "force": args.force,
+        "fetch_only": args.fetch_only,
+        "refresh": not args.no_refresh,
+        "priority": args.priority,
+        "force_packages": args.force_package,
+        "strategy": args.strategy,
+        "max_retries": args.max_retries,
+        "worktree": args.worktree,
+        "wait": AT_ONCE_S if args.wait else 0.0,
+    }
     with connect(args) as client:
         try:
-            started = client.call("run.start", params, protocol.StartResult)
+            answer = client.raw("run.start", params)
         except KeyboardInterrupt:
             note("buildctl: interrupted before the daemon confirmed; `buildctl list` shows whether it started")
             return INTERRUPTED
-        if started.run is not None:  # it has ended: there is nothing to follow
-            return _ended_at_once(client, started, started.run, args)
+        started = Section(answer)
         if args.wait:
-            from ctl.watch import watch
+            if not args.json and _is_uneventful(started.section("run")):
+                return _say_uneventful(started.section("run"), quiet=args.quiet)
+            from ctl.watch import watch_started
 
-            return watch(client, started, args, _summarise)
+            return watch_started(client, answer, args)
     if args.json:
-        say_json(started)
+        say_json(answer)
     elif args.quiet:
-        say(str(started.number))
+        say(str(started.count("number")))
     else:
-        say(f"run {started.number} accepted ({started.id})")
-        note(f"follow it: buildctl wait {started.number}   cancel it: buildctl cancel {started.number}")
+        say(f"run {started.count('number')} accepted ({started.word('id')})")
+        note(
+            f"follow it: buildctl wait {started.count('number')}   cancel it: buildctl cancel {started.count('number')}"
+        )
     return OK
 
 
-def _ended_at_once(
-    client: Client, started: protocol.StartResult, run: protocol.RunView, args: argparse.Namespace
-) -> int:
-    """Tell what happened in a run that had ended before anybody could follow it."""
-    if run.stats.total <= MAX_ROWS:
-        from ctl.watch import replay
+def _is_uneventful(run: Section) -> bool:
+    """Whether a run has ended, too large to list its packages, with nothing to tell of any."""
+    stats = run.section("stats")
+    total, skipped, ignored = (stats.count(state) for state in _STATES)
+    return run.word("state") == "completed" and total > MAX_ROWS and skipped + ignored == total
 
-        replay(client, started, args)
-    code = _summarise(client, run, args)
-    sys.stdout.flush()
-    return code
+
+def _say_uneventful(run: Section, *, quiet: bool) -> int:
+    if not quiet:
+        stats = run.section("stats")
+        took = duration(run.number("completed_at") - run.number("started_at"))
+        state = paint("completed", STATE_COLOURS["completed"])
+        said = counts({name: stats.count(name) for name in _STATES})
+        say(f"run {run.count('number')} {state} in {took}: {said}")
+    return OK
 
 
 def _wait(args: argparse.Namespace) -> int:
-    from ctl.follow import newest_event
-    from ctl.watch import watch
+    from ctl.watch import watch_run
 
     with connect(args) as client:
-        after = newest_event(client)
-        run = client.call("run.status", protocol.RunStatusParams(run=args.run, packages=False), protocol.RunView)
-        found = protocol.StartResult(id=run.id, number=run.number, event=after)
-        return watch(client, found, args, _summarise, timeout=args.wait_timeout)
+        return watch_run(client, args)
 
 
 def _cancel(args: argparse.Namespace) -> int:
     with connect(args) as client:
-        params = protocol.CancelParams(run=args.run, package=args.package)
-        say(printable(client.call("run.cancel", params, protocol.Ok).message) or "cancelled")
+        params = {"run": args.run, "package": args.package}
+        say(Section(client.raw("run.cancel", params)).word("message") or "cancelled")
     return OK
-
-
-def _summarise(client: Client, run: protocol.RunView, args: argparse.Namespace) -> int:
-    """Print a run that has ended; of `run` only what is the same without its packages is looked at."""
-    from ctl.follow import run_view
-
-    stats, shown = run.stats, run
-    if args.json or stats.total <= MAX_ROWS:
-        shown = run_view(client, run.id)
-    elif stats.skipped + stats.ignored < stats.total:
-        shown = run_view(client, run.id, states=EVENTFUL)
-    if args.json:
-        say_json(shown)
-    else:
-        print_summary(client, shown, quiet=args.quiet)
-    return exit_code(shown)
 
 
 def _start_arguments(parser: argparse.ArgumentParser) -> None:

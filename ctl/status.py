@@ -4,44 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from ctl.client import connect
 from ctl.output import say_json, say_lines
-from ctl.text import duration, plural, printable, size
+from ctl.section import Section
+from ctl.text import duration, plural, size
 from ctl.verbs import Verb
 
 if TYPE_CHECKING:
     import argparse
-
-
-class Section:
-    """A JSON object of the answer, read by name and type; what is missing or odd reads as nothing."""
-
-    def __init__(self, value: object) -> None:
-        self._fields = value if isinstance(value, dict) else {}
-
-    def section(self, name: str) -> Section:
-        return Section(self._fields.get(name))
-
-    def sections(self, name: str) -> list[Section]:
-        value = self._fields.get(name)
-        return [Section(item) for item in value] if isinstance(value, list) else []
-
-    def words(self, name: str) -> list[str]:
-        value = self._fields.get(name)
-        return [printable(item) for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-    def word(self, name: str) -> str:
-        value = self._fields.get(name)
-        return printable(value) if isinstance(value, str) else "?"
-
-    def number(self, name: str) -> float:
-        value = self._fields.get(name)
-        return value if isinstance(value, int | float) else 0
-
-    def count(self, name: str) -> int:
-        return int(self.number(name))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         say_json(answer)
     else:
-        say_lines(readable(Section(msgspec.json.decode(answer))))
+        say_lines(readable(Section(answer)))
     return 0
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import sys
 
+import msgspec
+
 from buildd import protocol
-from buildd.protocol import BuildRecord, Stats
+from buildd.protocol import BuildRecord
 from ctl.client import Client
 from ctl.failure import CtlError
 from ctl.output import MARKS, STATE_COLOURS, paint, say, say_lines
-from ctl.text import clip, duration, plural, printable, screen_line, size, table
+from ctl.text import MAX_ROWS, clip, counts, duration, printable, screen_line, size, table
 
 LOG_LINES = 15
 MAX_FAILURES = 10
 """Failures shown with their log; the others are in the table."""
-MAX_ROWS = 50
-"""Rows of the table before packages without news are left out."""
 LONG_BYTES = 16 * 1024
 """Enough of a log's end to hold its last lines."""
 EVENTFUL: tuple[protocol.PackageState, ...] = ("success", "failed", "blocked", "cancelled")
@@ -29,13 +29,6 @@ def exit_code(run: protocol.RunView) -> int:
     return 0 if run.state == "completed" and not run.stats.failed and not run.stats.blocked else 1
 
 
-def counts(stats: Stats) -> str:
-    """`12 packages = 9 success + 2 failed + 1 blocked`."""
-    states = ("success", "failed", "skipped", "blocked", "ignored", "cancelled", "queued", "running")
-    parts = [f"{getattr(stats, state)} {state}" for state in states if getattr(stats, state)]
-    return f"{plural(stats.total, 'package')} = {' + '.join(parts)}" if parts else "no packages"
-
-
 def took(run: protocol.RunView) -> str:
     if run.started_at is None or run.completed_at is None:
         return ""
@@ -45,7 +38,7 @@ def took(run: protocol.RunView) -> str:
 def ending(run: protocol.RunView) -> str:
     """`run 7 completed in 1.2s: 3 packages = 3 success`."""
     state = paint(run.state, STATE_COLOURS.get(run.state))
-    return f"run {run.number} {state}{took(run)}: {counts(run.stats)}"
+    return f"run {run.number} {state}{took(run)}: {counts(msgspec.structs.asdict(run.stats))}"
 
 
 def print_summary(client: Client, run: protocol.RunView, *, quiet: bool = False) -> None:

@@ -8,17 +8,48 @@ import sys
 from collections.abc import Callable
 
 from buildd import protocol
-from ctl.client import Client
+from ctl.client import Client, convert
 from ctl.failure import FAILED, INTERRUPTED, TIMED_OUT, CtlError
-from ctl.follow import Silent, View, follow, replay as show_events, run_view
+from ctl.follow import Silent, View, follow, newest_event, replay, run_view
 from ctl.lines import Lines
 from ctl.output import note, say_json
-from ctl.text import duration
+from ctl.summary import EVENTFUL, exit_code, print_summary
+from ctl.text import MAX_ROWS, duration
 
 
-def replay(client: Client, started: protocol.StartResult, args: argparse.Namespace) -> None:
-    """Show the events of a run that has ended already."""
-    show_events(client, started.id, started.event, _view(args))
+def watch_started(client: Client, answer: object, args: argparse.Namespace) -> int:
+    """Watch the run that `run.start` answered with; one that has ended already is told about."""
+    started = convert(answer, protocol.StartResult, "run.start")
+    if started.run is None:
+        return watch(client, started, args, summarise)
+    if started.run.stats.total <= MAX_ROWS:
+        view = _view(args)
+        replay(client, started.id, started.event, view)
+    code = summarise(client, started.run, args)
+    sys.stdout.flush()
+    return code
+
+
+def watch_run(client: Client, args: argparse.Namespace) -> int:
+    """Watch the run that `args.run` names."""
+    after = newest_event(client)
+    run = client.call("run.status", protocol.RunStatusParams(run=args.run, packages=False), protocol.RunView)
+    found = protocol.StartResult(id=run.id, number=run.number, event=after)
+    return watch(client, found, args, summarise, timeout=args.wait_timeout)
+
+
+def summarise(client: Client, run: protocol.RunView, args: argparse.Namespace) -> int:
+    """Print a run that has ended; of `run` only what is the same without its packages is looked at."""
+    stats, shown = run.stats, run
+    if args.json or stats.total <= MAX_ROWS:
+        shown = run_view(client, run.id)
+    elif stats.skipped + stats.ignored < stats.total:
+        shown = run_view(client, run.id, states=EVENTFUL)
+    if args.json:
+        say_json(shown)
+    else:
+        print_summary(client, shown, quiet=args.quiet)
+    return exit_code(shown)
 
 
 def _view(args: argparse.Namespace) -> View:

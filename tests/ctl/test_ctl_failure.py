@@ -148,7 +148,7 @@ def test_an_answer_that_is_no_answer_is_an_error_in_words(peer: Peer, ctl: Ctl, 
 
 
 def test_an_answer_of_another_version_names_the_method(peer: Peer, ctl: Ctl) -> None:
-    peer.raw_answers["run.list"] = b'{"jsonrpc":"2.0","id":2,"result":{"runs":7}}'
+    peer.raw_answers["run.list"] = b'{"jsonrpc":"2.0","id":1,"result":{"runs":7}}'
     done = ctl("list")
     assert done.returncode == 1
     assert "answer to run.list is not understood" in done.stderr

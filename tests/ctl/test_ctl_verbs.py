@@ -43,7 +43,7 @@ def test_status_reads_well_and_as_json(peer: Peer, ctl: Ctl) -> None:
 
 
 def test_status_of_a_daemon_of_another_version_is_read_as_far_as_it_goes(peer: Peer, ctl: Ctl) -> None:
-    peer.raw_answers["daemon.status"] = b'{"jsonrpc":"2.0","id":2,"result":{"version":"99","runs":[],"clones":[3]}}'
+    peer.raw_answers["daemon.status"] = b'{"jsonrpc":"2.0","id":1,"result":{"version":"99","runs":[],"clones":[3]}}'
     done = ctl("status")
     assert done.returncode == 0
     assert done.stdout.startswith("buildd 99 ?, pid 0")

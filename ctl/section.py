@@ -1,0 +1,34 @@
+"""Answers read as plain JSON, for verbs that are done before the protocol's structs would be loaded."""
+
+from __future__ import annotations
+
+from ctl.text import printable
+
+
+class Section:
+    """A JSON object of the answer, read by name and type; what is missing or odd reads as nothing."""
+
+    def __init__(self, value: object) -> None:
+        self._fields = value if isinstance(value, dict) else {}
+
+    def section(self, name: str) -> Section:
+        return Section(self._fields.get(name))
+
+    def sections(self, name: str) -> list[Section]:
+        value = self._fields.get(name)
+        return [Section(item) for item in value] if isinstance(value, list) else []
+
+    def words(self, name: str) -> list[str]:
+        value = self._fields.get(name)
+        return [printable(item) for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+    def word(self, name: str) -> str:
+        value = self._fields.get(name)
+        return printable(value) if isinstance(value, str) else "?"
+
+    def number(self, name: str) -> float:
+        value = self._fields.get(name)
+        return value if isinstance(value, int | float) else 0
+
+    def count(self, name: str) -> int:
+        return int(self.number(name))
