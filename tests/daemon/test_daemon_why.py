@@ -18,6 +18,7 @@ from harness.web import serving
 
 from buildd.protocol import Cause, PackageVerdict, WhyResult
 
+PERSONALITY = Path("/usr/bin/linux32")
 STAGE = 'mkdir -p "$DESTDIR$PREFIX" && cp {0} "$DESTDIR$PREFIX/{1}"'
 
 
@@ -155,6 +156,16 @@ def test_the_part_of_the_environment_is_named(daemon: Daemon, tool: RecipeReposi
     daemon.restart()
     cause = only(daemon, "tool")
     assert (cause.kind, cause.what, cause.old, cause.new) == ("environment", "path", "", "/opt/tools/bin")
+
+
+@pytest.mark.skipif(not PERSONALITY.exists(), reason="linux32 of util-linux is not installed")
+def test_another_architecture_is_named(daemon: Daemon, once: RecipeRepository) -> None:
+    before = os.uname().machine
+    daemon.terminate()
+    daemon.boot(str(PERSONALITY))  # the same machine, as one that calls itself i686
+    cause = only(daemon, "tool")
+    assert (cause.kind, cause.old) == ("architecture", before)
+    assert cause.new != before
 
 
 def test_a_dependency_whose_output_changed_is_named_with_what_changed_it(

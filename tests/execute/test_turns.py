@@ -34,13 +34,14 @@ class Starters:
             await trio.sleep(stays)
 
 
-@pytest.fixture(autouse=True)
-def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
-    return autojump_clock
+Clock = trio.testing.MockClock
+"""Each test asks for the clock by name: pytest-trio takes it from a test's own arguments only."""
 
 
 @pytest.mark.parametrize("orders", [range(8), range(7, -1, -1), [3, 7, 0, 5, 1, 6, 2, 4]])
-async def test_of_those_that_come_together_the_most_urgent_starts_first(orders: list[int]) -> None:
+async def test_of_those_that_come_together_the_most_urgent_starts_first(
+    orders: list[int], autojump_clock: Clock
+) -> None:
     starters = Starters(1)
     async with trio.open_nursery() as nursery:
         for order in orders:
@@ -49,7 +50,7 @@ async def test_of_those_that_come_together_the_most_urgent_starts_first(orders: 
     assert starters.most == 1
 
 
-async def test_no_more_than_the_number_start_at_a_time() -> None:
+async def test_no_more_than_the_number_start_at_a_time(autojump_clock: Clock) -> None:
     starters = Starters(3)
     async with trio.open_nursery() as nursery:
         for order in range(10):
@@ -58,7 +59,7 @@ async def test_no_more_than_the_number_start_at_a_time() -> None:
     assert starters.most == 3
 
 
-async def test_who_comes_later_and_is_more_urgent_goes_before_those_that_wait() -> None:
+async def test_who_comes_later_and_is_more_urgent_goes_before_those_that_wait(autojump_clock: Clock) -> None:
     starters = Starters(1)
     async with trio.open_nursery() as nursery:
         for order in (10, 11, 12):
@@ -68,7 +69,7 @@ async def test_who_comes_later_and_is_more_urgent_goes_before_those_that_wait() 
     assert starters.started == [10, 0, 11, 12]
 
 
-async def test_a_turn_that_was_ended_makes_room_while_its_holder_goes_on() -> None:
+async def test_a_turn_that_was_ended_makes_room_while_its_holder_goes_on(autojump_clock: Clock) -> None:
     starters = Starters(1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: starters.start(0, stays=100))
@@ -79,7 +80,7 @@ async def test_a_turn_that_was_ended_makes_room_while_its_holder_goes_on() -> No
         nursery.cancel_scope.cancel()
 
 
-async def test_who_is_stuck_holds_up_the_others_for_a_bounded_time() -> None:
+async def test_who_is_stuck_holds_up_the_others_for_a_bounded_time(autojump_clock: Clock) -> None:
     starters, began = Starters(2), trio.current_time()
     async with trio.open_nursery() as nursery:
         for order in (0, 1):
@@ -90,7 +91,7 @@ async def test_who_is_stuck_holds_up_the_others_for_a_bounded_time() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_turn_that_was_outlived_is_not_given_back_twice() -> None:
+async def test_a_turn_that_was_outlived_is_not_given_back_twice(autojump_clock: Clock) -> None:
     starters = Starters(1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(starters.start, 0, LASTING_S + 1)
@@ -105,7 +106,7 @@ async def test_a_turn_that_was_outlived_is_not_given_back_twice() -> None:
     assert starters.started == [0, 1, 2]
 
 
-async def test_who_is_cancelled_while_waiting_takes_no_turn_and_loses_none() -> None:
+async def test_who_is_cancelled_while_waiting_takes_no_turn_and_loses_none(autojump_clock: Clock) -> None:
     starters = Starters(1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(starters.start, 0)
@@ -117,7 +118,7 @@ async def test_who_is_cancelled_while_waiting_takes_no_turn_and_loses_none() -> 
     assert starters.started == [0, 2]
 
 
-async def test_who_is_cancelled_while_starting_makes_room() -> None:
+async def test_who_is_cancelled_while_starting_makes_room(autojump_clock: Clock) -> None:
     starters, began = Starters(1), trio.current_time()
     with trio.move_on_after(1):
         await starters.start(0, 1000)
