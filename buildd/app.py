@@ -24,7 +24,8 @@ import msgspec
 import structlog
 import trio
 
-from buildd import logging, systemd
+from buildd import cgroups, life, logging, systemd
+from buildd.cgroups import Cgroups
 from buildd.config import Config
 from buildd.control.handlers import all_handlers
 from buildd.control.handlers.services import Services
@@ -35,11 +36,12 @@ from buildd.engine.collector import Collector
 from buildd.engine.engine import Engine
 from buildd.engine.explain import Explainer
 from buildd.engine.prepare import Planner
+from buildd.engine.sweeper import Sweeper
 from buildd.errors import BuilddError, Refused
 from buildd.execute.build import BuildTools
 from buildd.execute.download import DistfileCache, FetchSettings
 from buildd.execute.environment import Environments
-from buildd.execute.leftovers import new_instance, sweep
+from buildd.execute.leftovers import Leftovers, new_instance
 from buildd.execute.proctree import reap_adopted
 from buildd.execute.sandbox import Sandbox
 from buildd.execute.sandbox.choose import choose
@@ -66,7 +68,7 @@ _SHUTDOWN_MARGIN_S = 5.0
 _BUILD_THREADS = 3
 """With 50 builds starting at once, 40 threads held up the control plane by 400 ms, and 3 by 40 ms."""
 _RELOADABLE = ("workers", "limits", "control", "cache", "retry", "repos")
-_RELOADABLE_DAEMON = ("log_level", "shutdown_grace", "shutdown_limit")
+_RELOADABLE_DAEMON = ("log_level", "shutdown_grace", "shutdown_limit", "sweep_interval")
 
 
 class Stop:
@@ -87,6 +89,7 @@ class Daemon:
         self._stop = Stop()
         self._clones: Clones | None = None
         self._engine: Engine | None = None
+        self._earlier_end: life.End = "stopped"
 
     def config(self) -> Config:
         return self._config
@@ -102,23 +105,35 @@ class Daemon:
         lock = _lock(state_dir)
         try:
             _raise_file_limit()
-            await sweep(state_dir, work_dir)
+            groups, trouble = cgroups.take_over()
+            if groups is None:
+                log.info("limits of memory, processes and processors are watched by sampling", why=trouble)
+            leftovers = Leftovers(state_dir, work_dir, groups)
+            await leftovers.remove_all()
+            self._earlier_end = _begin_life(state_dir)
             sandbox = await choose(config)
             database = Database(state_dir / "buildd.db", Receipts(state_dir))
             await trio.to_thread.run_sync(database.open)
             async with trio.open_nursery() as storage:
                 await storage.start(database.run)
                 journal = Journal(database, config.events.keep)
-                await self._with_storage(sandbox, database, journal, state_dir, cache_dir)
+                await self._with_storage(sandbox, groups, leftovers, database, journal)
                 storage.cancel_scope.cancel()
+            life.end(state_dir)
         finally:
             os.close(lock)
         log.info("stopped")
 
     async def _with_storage(
-        self, sandbox: Sandbox, database: Database, journal: Journal, state_dir: Path, cache_dir: Path
+        self,
+        sandbox: Sandbox,
+        groups: Cgroups | None,
+        leftovers: Leftovers,
+        database: Database,
+        journal: Journal,
     ) -> None:
         config = self._config
+        state_dir, cache_dir = Path(config.daemon.state_dir), Path(config.daemon.cache_dir)
         repositories = RepositoryStore(database)
         clones = Clones(
             cache_dir / "repos",
@@ -138,6 +153,7 @@ class Daemon:
             work=WorkDirectories(Path(config.daemon.work_dir)),
             threads=trio.CapacityLimiter(_BUILD_THREADS),
             spawn_turn=trio.Lock(),
+            cgroups=groups,
             instance=new_instance(state_dir),
         )
         await trio.to_thread.run_sync(tools.artifacts.remove_temporaries)
@@ -149,6 +165,7 @@ class Daemon:
             planner=Planner(self.config, clones, cache_dir),
             tools=tools,
             assessor=Assessor(self.config, runs, tools.artifacts, journal, Environments(self.config, sandbox)),
+            earlier_end=self._earlier_end,
         )
         self._engine = engine
         database.on_renewed(engine.renewed)
@@ -160,6 +177,15 @@ class Daemon:
             in_use=engine.in_use,
             forget=engine.forget,
         )
+        sweeper = Sweeper(
+            config=self.config,
+            leftovers=leftovers,
+            active=engine.building,
+            database=database,
+            store=runs,
+            journal=journal,
+            logs=tools.logs,
+        )
         warden = _start_warden(tools.instance) if sandbox.name == "plain" else None
         try:
             async with trio.open_nursery() as transfers:
@@ -167,6 +193,7 @@ class Daemon:
                 async with trio.open_nursery() as work:
                     await work.start(collector.run)  # it clears up before runs make anything new
                     await work.start(engine.run)
+                    await work.start(sweeper.run)
                     await self._with_engine(engine, collector, clones, journal, database, runs, tools)
                     work.cancel_scope.cancel()
                 transfers.cancel_scope.cancel()
@@ -345,6 +372,14 @@ def _make_directory(directory: Path) -> None:
         raise Refused(
             f"cannot make the directory {directory}: {error.strerror}", hint="see daemon.*_dir in buildd.conf(5)"
         ) from None
+
+
+def _begin_life(state_dir: Path) -> life.End:
+    try:
+        return life.begin(state_dir)
+    except OSError as error:
+        log.warning("cannot note that the daemon runs; the next start will not know how it ended", error=str(error))
+        return "killed"
 
 
 def _lock(state_dir: Path) -> int:

@@ -82,6 +82,7 @@ def decode_quantity(kind: type, value: Any) -> Any:
 
 
 _CORES = len(os.sched_getaffinity(0))
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class DaemonConfig(Struct, frozen=True, kw_only=True):
@@ -98,6 +99,8 @@ class DaemonConfig(Struct, frozen=True, kw_only=True):
     """How long a build may take to end after SIGTERM."""
     shutdown_limit: Seconds = Seconds(30)
     """The daemon is gone this long after SIGTERM, whatever the builds do."""
+    sweep_interval: Seconds = Seconds(60)
+    """Time between two sweeps for what no task owns any more."""
 
 
 class WorkersConfig(Struct, frozen=True, kw_only=True):
@@ -105,6 +108,8 @@ class WorkersConfig(Struct, frozen=True, kw_only=True):
     max_concurrent_clones: int = 4
     jobs: int = _CORES
     """$JOBS of each build."""
+    nice: int = 10
+    """Of builds: the daemon, and whatever else the machine does, goes first."""
 
 
 class SandboxConfig(Struct, frozen=True, kw_only=True):
@@ -123,8 +128,18 @@ class LimitsConfig(Struct, frozen=True, kw_only=True):
     timeout: Seconds = Seconds(7200)
     silence: Seconds = Seconds(1800)
     log: Bytes = Bytes(1 << 30)
-    memory: Bytes = Bytes(0)
-    """Resident bytes of all processes of a build together; 0 sets no limit."""
+    memory: Bytes = Bytes(_MEMORY * 4 // 5)
+    """Of all processes of a build together, and of its /dev/shm. In this section 0 sets no limit."""
+    cpu: float = 0.0
+    """Processors that a build may keep busy."""
+    pids: int = 4096
+    """Processes and threads of a build at a time."""
+    disk: Bytes = Bytes(50 << 30)
+    """What the directories of a build may take on the disk."""
+    files: int = 2_000_000
+    """Files and directories in them."""
+    open_files: int = 16_384
+    """Descriptors of each process."""
 
 
 class ControlConfig(Struct, frozen=True, kw_only=True):
@@ -219,6 +234,11 @@ _MINIMA = {
     ("workers", "max_concurrent_builds"): 1,
     ("workers", "max_concurrent_clones"): 1,
     ("workers", "jobs"): 1,
+    ("workers", "nice"): 0,
+    ("limits", "cpu"): 0,
+    ("limits", "pids"): 0,
+    ("limits", "files"): 0,
+    ("limits", "open_files"): 0,
     ("cache", "min_free_inodes"): 0,
     ("cache", "collect_interval"): 1,
     ("events", "keep"): 1000,

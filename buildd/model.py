@@ -89,7 +89,17 @@ class Limits(Struct, frozen=True, kw_only=True):
     silence: float | None = None
     log: int | None = None
     memory: int | None = None
-    """Resident bytes of all processes of the build together."""
+    """Bytes of all processes of the build together, and of what it has in /dev/shm."""
+    cpu: float | None = None
+    """Processors."""
+    pids: int | None = None
+    """Processes and threads at a time."""
+    disk: int | None = None
+    """Bytes that its directories take on the disk."""
+    files: int | None = None
+    """Files and directories in them."""
+    open_files: int | None = None
+    """Descriptors of each process."""
     phases: dict[str, PhaseLimits] = {}
     """By name of the phase."""
 
@@ -157,8 +167,15 @@ class PhaseRecord(Struct, frozen=True, kw_only=True):
 
 
 class Resources(Struct, frozen=True, kw_only=True):
+    """What a build used."""
+
     cpu_s: float = 0.0
     max_rss_bytes: int = 0
+    """Of its largest process."""
+    peak_memory_bytes: int = 0
+    """Of all of it together, at any moment that was looked at."""
+    peak_processes: int = 0
+    peak_disk_bytes: int = 0
 
 
 class BuildRecord(Struct, frozen=True, kw_only=True):

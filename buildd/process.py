@@ -15,7 +15,7 @@ import select
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -150,30 +150,50 @@ def spawn(
     stdout: int | IO[bytes] = subprocess.DEVNULL,
     stderr: int | IO[bytes] = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
+    processors: Collection[int] | None = None,
+    nice: int = 0,
 ) -> Process:
     """Start `argv` in a session of its own, with exactly `env` and no descriptors but 0-2 and `pass_fds`.
 
+    It runs on `processors` alone, if they are named, and with a niceness of at least `nice`.
     Raises OSError (no such program, EAGAIN, EMFILE, ENOMEM) with nothing left behind.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("processes are spawned from the main thread only: PDEATHSIG follows the thread")
-    popen = subprocess.Popen(
-        argv,
-        env=dict(env),
-        cwd=cwd,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        pass_fds=pass_fds,
-        start_new_session=True,
-    )
+    with _bound_to(processors):
+        popen = subprocess.Popen(
+            argv,
+            env=dict(env),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
     try:
+        if nice > 0:
+            os.setpriority(os.PRIO_PGRP, popen.pid, nice)  # with what it may have started by now
         return Process(popen)
     except OSError:
         popen.kill()
         popen.wait()
         _live.discard(popen.pid)
         raise
+
+
+@contextlib.contextmanager
+def _bound_to(processors: Collection[int] | None) -> Iterator[None]:
+    """Have this thread, and so the child that it makes, run on these processors for a moment."""
+    if processors is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 Spawner = Callable[..., Process]

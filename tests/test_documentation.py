@@ -118,6 +118,7 @@ def test_defaults_of_the_configuration_are_documented_as_they_are(section: str, 
     if field.default is msgspec.NODEFAULT or (section, key) in {
         ("workers", "max_concurrent_builds"),
         ("workers", "jobs"),
+        ("limits", "memory"),
     }:
         return  # depends on the machine
     said = default[1]

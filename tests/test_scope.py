@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from buildd.execute.scope import Scope
+from buildd.scope import Scope
 
 pytestmark = pytest.mark.trio
 

@@ -37,6 +37,7 @@ from buildd.engine.uptodate import Lineage, Settled
 from buildd.engine.views import package_view, roster_view, run_view
 from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodable
 from buildd.execute.build import BuildTools
+from buildd.life import End
 from buildd.model import BuildRecord, PackageState, Stats, Strategy
 from buildd.planner.graph import urgency, waves
 from buildd.planner.states import (
@@ -86,13 +87,16 @@ class Engine:
         planner: Planner,
         tools: BuildTools,
         assessor: Assessor,
+        earlier_end: End,
     ) -> None:
+        """`earlier_end` is how the daemon's last life ended."""
         self._config = config
         self._journal = journal
         self._store = store
         self._planner = planner
         self._tools = tools
         self._assessor = assessor
+        self._earlier_end = earlier_end
         self._runs: dict[str, Run] = {}
         self._by_number: dict[int, Run] = {}
         self._unwritten: dict[str, Run] = {}
@@ -117,7 +121,7 @@ class Engine:
 
     async def _take_up(self) -> None:
         """Close the builds of an earlier life and go on with its runs."""
-        closed = await close_interrupted(self._store, self._journal, self._tools.logs)
+        closed = await close_interrupted(self._store, self._journal, self._tools.logs, self._earlier_end)
         for record in await self._store.unfinished():
             kept = await self._store.places(record.id)
             run = Run(
@@ -317,6 +321,10 @@ class Engine:
             raise AssertionError(f"{self._pool.busy} workers are busy, and {len(running)} builds running")
 
     # --- what others must know or tell --------------------------------------------------------------------
+
+    def building(self) -> Collection[str]:
+        """The ids of the builds that run."""
+        return [active.build.id for active in self._pool.active]
 
     def in_use(self, output: str) -> bool:
         """Whether an artifact may still be needed by an unfinished run."""

@@ -31,10 +31,10 @@ from buildd.engine.run import Run, note_build
 from buildd.errors import BuilddError
 from buildd.execute.build import CLOSE_WITHIN_S, BuildSpec, BuildTools, Outcome, run_build
 from buildd.execute.sandbox import Output
-from buildd.execute.scope import Scope
 from buildd.model import BuildRecord, PackageState
 from buildd.planner.keys import Inputs, key_of
 from buildd.planner.queue import Ready, ReadyQueue
+from buildd.scope import Scope
 from buildd.store.artifacts import Manifest, Receipt
 from buildd.store.database import Commit, DatabaseError, Statement
 from buildd.store.listing import differing_files

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from buildd.engine.run import Run, note_build
+from buildd.life import End
 from buildd.model import BuildRecord, PackageState
 from buildd.store.database import Commit
 from buildd.store.journal import Journal
@@ -24,19 +25,34 @@ log = structlog.get_logger()
 
 KILLER_ATTEMPTS = 3
 """A package during whose builds the daemon died this often is set aside."""
-_DIED = "the daemon was killed while this was built"
+_DEATHS: dict[End, str] = {
+    "stopped": "the daemon was stopped while this was built",
+    "killed": "the daemon was killed while this was built",
+    "machine down": "the machine went down while this was built",
+}
+"""By how the daemon's life ended."""
 
 
-async def close_interrupted(store: RunStore, journal: Journal, logs: Logs) -> dict[str, BuildRecord]:
+async def close_interrupted(store: RunStore, journal: Journal, logs: Logs, end: End) -> dict[str, BuildRecord]:
     """Close the records of builds that say `running` though their daemon is gone: the closed ones by id.
 
     Returns when that is on disk, or kept for when the database works again: until then, reads say `running`.
     """
+    closed, commit = close_builds(await store.running_builds(), _DEATHS[end], journal, logs)
+    if commit is not None:
+        await commit.wait(kept=True)
+    return closed
+
+
+def close_builds(
+    builds: Sequence[BuildRecord], message: str, journal: Journal, logs: Logs
+) -> tuple[dict[str, BuildRecord], Commit | None]:
+    """Close records of builds that nobody builds any more; the closed ones by id, and the commit of the last."""
     commit: Commit | None = None
     found: dict[str, BuildRecord] = {}
-    for build in await store.running_builds():
+    for build in builds:
         closed = msgspec.structs.replace(
-            build, state="failed", reason="interrupted", message=_DIED, completed_at=time.time()
+            build, state="failed", reason="interrupted", message=message, completed_at=time.time()
         )
         found[build.id] = closed
         commit = journal.emit(
@@ -44,16 +60,14 @@ async def close_interrupted(store: RunStore, journal: Journal, logs: Logs) -> di
             run=build.run,
             build=build.id,
             package=build.package,
-            data={"state": "failed", "reason": "interrupted", "message": _DIED},
+            data={"state": "failed", "reason": "interrupted", "message": message},
             statements=[update_build(closed)],
         )
         try:
-            logs.append(build.id, f"==> buildd: failed: interrupted: {_DIED}\n")
+            logs.append(build.id, f"==> buildd: failed: interrupted: {message}\n")
         except OSError as error:
             log.warning("cannot write to the log of a build", build=build.id, error=str(error))
-    if commit is not None:
-        await commit.wait(kept=True)
-    return found
+    return found, commit
 
 
 def restore(run: Run, earlier: Sequence[BuildRecord]) -> list[tuple[str, PackageState, str, str]]:
@@ -66,7 +80,7 @@ def restore(run: Run, earlier: Sequence[BuildRecord]) -> list[tuple[str, Package
     assert run.progress is not None
     run.attempts.update(build.package for build in earlier)
     run.retries.update(build.package for build in earlier if build.retried)
-    died = Counter(build.package for build in earlier if build.message == _DIED)
+    died = Counter(build.package for build in earlier if build.message in _DEATHS.values())
     last = {build.package: build for build in earlier if build.package in run.progress.packages}
     ended: list[tuple[str, PackageState, str, str]] = []
     for name, build in last.items():

@@ -24,15 +24,16 @@ import structlog
 import trio
 from msgspec import Struct
 
+from buildd.cgroups import Cgroup, Cgroups, GroupLimits
 from buildd.config import Config
 from buildd.errors import BuilddError, BuildFailure, FailureReason, is_shortage
 from buildd.execute.archive import ExtractLimits, copy_file, extract, source_directory
 from buildd.execute.download import DistfileCache
 from buildd.execute.limits import Bound, PhaseBounds, SessionLimits, held_to, session_limits, took_too_long
+from buildd.execute.meter import Use
 from buildd.execute.patches import Patch, patch_list, patch_script
 from buildd.execute.proctree import COOKIE
 from buildd.execute.sandbox import SYSTEM_PATH, Layout, Output, Sandbox
-from buildd.execute.scope import Scope
 from buildd.execute.session import Command, Observer, run_session
 from buildd.execute.turns import Turn, Turns
 from buildd.execute.workdirs import WorkDirectories
@@ -40,6 +41,7 @@ from buildd.model import PHASES, BuildState, Package, PhaseRecord, Resources, So
 from buildd.process import Spawner
 from buildd.publish.tarball import pack
 from buildd.repos.trees import GitStore
+from buildd.scope import Scope
 from buildd.store.artifacts import ArtifactStore, Manifest
 from buildd.store.logs import Logs
 
@@ -97,10 +99,14 @@ class BuildTools(Struct, frozen=True, kw_only=True):
     """Bounds the worker threads of all builds together."""
     spawn_turn: trio.Lock
     """Held while a process is started: between two, other tasks have their turn."""
+    cgroups: Cgroups | None
+    """None where there is no cgroup to divide: limits are watched by sampling."""
     instance: str
     """Id of this daemon process; the warden looks for it."""
     starts: Turns = msgspec.field(default_factory=lambda: Turns(len(os.sched_getaffinity(0)), lasting=_START_S))
     """Held from the work directory to the first phase: that takes a processor."""
+    disk_turn: trio.CapacityLimiter = msgspec.field(default_factory=lambda: trio.CapacityLimiter(1))
+    """Of reading a work directory for what it takes."""
 
 
 class BuildControl:
@@ -110,6 +116,7 @@ class BuildControl:
         self._scope = trio.CancelScope()
         self._why: tuple[FailureReason, str] | None = None
         self._grace: Callable[[], float] = lambda: 0.0
+        self.use = Use()
 
     def cancel(self, reason: FailureReason, message: str, *, grace: Callable[[], float]) -> None:
         """End the build with `reason`; the first call decides.
@@ -223,7 +230,7 @@ class _Builder:
         """Whether nobody can have the directories open when the build has ended."""
         self._reusable = False
         """Whether another build may have them."""
-        self._resources = Resources()
+        self._group: Cgroup | None = None
         self._exit_status: int | None = None
         self._started = time.monotonic()
         self._log: int | None = None
@@ -254,7 +261,10 @@ class _Builder:
             return self._outcome(
                 "failed", "disk_full" if full else "sandbox_failed", message, transient=full or is_shortage(error)
             )
-        except Exception:
+        except Exception as error:
+            if is_shortage(error):
+                message = f"the machine is short of processes or memory: {error}"
+                return self._outcome("failed", "sandbox_failed", message, transient=True)
             log.exception("build failed by a fault of the daemon")
             message = "internal error; the daemon's log has the details"
             return self._outcome("failed", "sandbox_failed", message)
@@ -287,7 +297,7 @@ class _Builder:
             transient=transient,
             exit_status=self._exit_status,
             phases=tuple(self._book.records),
-            resources=self._resources,
+            resources=self._control.use.most,
             manifest=manifest,
             log_bytes=os.fstat(self._log).st_size if self._log is not None else 0,
         )
@@ -308,6 +318,7 @@ class _Builder:
         async with self._tools.starts.take(self._spec.order) as self._turn:
             self._scope.add("work directory", self._remove_work)
             await self._in_thread(self._prepare)
+            self._make_group()
             await self._recorded()
             await self._phases(await self._prefix())
             if self._spec.fetch_only:
@@ -336,8 +347,20 @@ class _Builder:
             self._package.tree, self._work / "src", SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
         )
 
+    def _make_group(self) -> None:
+        """Give the build its cgroup, where there can be one. Raises OSError."""
+        if self._tools.cgroups is None:
+            return
+        limits = self._limits()
+        self._group = self._tools.cgroups.make(
+            self._spec.id, GroupLimits(memory=limits.memory, cpu=limits.cpu, pids=limits.pids)
+        )
+        self._scope.add("cgroup", self._group.remove)
+
     async def _collect(self) -> Manifest:
         """Move what is staged into the artifact store."""
+        if not (self._work / "dest").is_dir():
+            raise BuildFailure("phase_failed", "the build removed its own directory $DESTDIR")
         manifest = await self._in_thread(
             partial(
                 self._tools.artifacts.add,
@@ -475,25 +498,23 @@ class _Builder:
             sandbox=self._tools.sandbox,
             spawner=self._tools.spawner,
             spawn_turn=self._tools.spawn_turn,
+            disk_turn=self._tools.disk_turn,
             work=self._work,
             prefix=prefix,
             network=network,
             env=self._environment(network=network),
             log_file=self._log,
             limits=limits,
-            observer=Observer(self._begin, self._book.end, self._book.settled, self._add_use),
+            group=self._group,
+            nice=self._tools.config().workers.nice,
+            use=self._control.use,
+            observer=Observer(self._begin, self._book.end, self._book.settled),
             grace=self._control.grace,
         )
         self._exit_status = end.exit_status
         if end.failed_phase is not None:
             how = f"exit status {end.exit_status}" if end.exit_status > 0 else f"signal {-end.exit_status}"
             raise BuildFailure("phase_failed", f"phase {end.failed_phase} failed with {how}")
-
-    def _add_use(self, used: Resources) -> None:
-        self._resources = Resources(
-            cpu_s=round(self._resources.cpu_s + used.cpu_s, 6),
-            max_rss_bytes=max(self._resources.max_rss_bytes, used.max_rss_bytes),
-        )
 
     def _limits(self) -> SessionLimits:
         return session_limits(

@@ -11,12 +11,15 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import structlog
 import trio
+from msgspec import Struct
 
-from buildd.execute.proctree import kill_until_gone, with_cookie
+from buildd.cgroups import Cgroups
+from buildd.execute.proctree import cookie_of, kill_until_gone, signal_all, with_cookie
 from buildd.store.tree import remove_tree
 
 log = structlog.get_logger()
@@ -36,27 +39,73 @@ def new_instance(state_dir: Path) -> str:
     return f"{house(state_dir)}-{uuid.uuid4().hex[:12]}"
 
 
-async def sweep(state_dir: Path, work_dir: Path) -> None:
-    """End stray processes of earlier daemons and remove their work directories."""
-    prefix = house(state_dir) + "-"
+class Found(Struct, frozen=True, kw_only=True):
+    """What is there, by the id of the build that it belongs to."""
 
-    def find() -> list[int]:
-        return with_cookie(lambda value: value.startswith(prefix), DAEMON_COOKIE)
+    processes: dict[str, list[int]]
+    directories: frozenset[str]
+    cgroups: frozenset[str]
 
-    strays = find()
-    if strays:
-        survivors = await kill_until_gone(find, within=_KILL_WITHIN_S)
-        log.warning("stray processes of an earlier daemon were killed", pids=strays, survivors=survivors)
-    removed = 0
-    for directory in (work_dir, state_dir / "prefixes"):
-        for name in os.listdir(directory) if directory.is_dir() else ():
-            if _BUILD_ID.fullmatch(name):
-                try:
-                    await trio.to_thread.run_sync(remove_tree, directory / name)
-                    removed += 1
-                except OSError as error:
-                    log.error(
-                        "a work directory of an earlier daemon stays", path=str(directory / name), error=str(error)
-                    )
-    if removed:
-        log.info("work directories of an earlier daemon were removed", count=removed)
+
+class Leftovers:
+    """Everything that builds of daemons on one state directory may leave on the machine. Methods block."""
+
+    def __init__(self, state_dir: Path, work_dir: Path, groups: Cgroups | None) -> None:
+        self._house = house(state_dir) + "-"
+        self._places = (work_dir, state_dir / "prefixes")
+        self._groups = groups
+
+    def find(self) -> Found:
+        processes: dict[str, list[int]] = {}
+        for pid in self.pids():
+            build = cookie_of(pid)
+            if build is not None:
+                processes.setdefault(build, []).append(pid)
+        groups = self._groups.builds() if self._groups is not None else {}
+        return Found(processes=processes, directories=frozenset(self.directories()), cgroups=frozenset(groups))
+
+    def pids(self) -> list[int]:
+        """The processes of all builds."""
+        return with_cookie(lambda value: value.startswith(self._house), DAEMON_COOKIE)
+
+    def directories(self) -> Iterator[str]:
+        """The builds that have directories."""
+        for place in self._places:
+            yield from filter(_BUILD_ID.fullmatch, os.listdir(place) if place.is_dir() else ())
+
+    def signal(self, builds: Collection[str], number: int) -> None:
+        signal_all([pid for build, pids in self.find().processes.items() if build in builds for pid in pids], number)
+
+    def remove_directories(self, build: str) -> None:
+        for place in self._places:
+            try:
+                remove_tree(place / build)
+            except OSError as error:
+                log.error("a directory of a build that has ended stays", path=str(place / build), error=str(error))
+
+    async def remove_cgroup(self, build: str) -> None:
+        group = self._groups.builds().get(build) if self._groups is not None else None
+        if group is None:
+            return
+        try:
+            await group.remove()
+        except OSError as error:
+            log.error("the cgroup of a build that has ended stays", path=str(group.directory), error=str(error))
+
+    async def remove_all(self) -> None:
+        """End all processes, and remove all that is there: before this daemon has builds of its own."""
+        found = await trio.to_thread.run_sync(self.find)
+        for build in found.cgroups:
+            await self.remove_cgroup(build)
+        strays = self.pids()
+        if strays:
+            survivors = await kill_until_gone(self.pids, within=_KILL_WITHIN_S)
+            log.warning("stray processes of an earlier daemon were killed", pids=strays, survivors=survivors)
+        for build in found.directories:
+            await trio.to_thread.run_sync(self.remove_directories, build)
+        if found.directories or found.cgroups:
+            log.info(
+                "what builds of an earlier daemon left was removed",
+                directories=len(found.directories),
+                cgroups=len(found.cgroups),
+            )

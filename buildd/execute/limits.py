@@ -18,11 +18,16 @@ import trio
 from msgspec import Struct
 
 from buildd.config import LimitsConfig
-from buildd.errors import BuildFailure, FailureReason
+from buildd.errors import BuildFailure
+from buildd.execute.diskwatch import DiskBounds, DiskWatch
+from buildd.execute.meter import Bounds, Meter, Reading, Use, Verdict
 from buildd.execute.output_pump import LAST_BYTES, OutputPump
-from buildd.execute.proctree import resident_bytes
-from buildd.execute.sandbox import Tree
 from buildd.model import Limits, PhaseLimits
+
+TICK_S = 0.5
+_ALERT_TICK_S = 0.1
+_NEAR = 0.25
+"""Part of a limit from which on looks are closer together: memory and processes can double between two of them."""
 
 
 class Bound(Struct, frozen=True):
@@ -51,7 +56,20 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     silence: float
     log: int
     memory: int
+    cpu: float = 0.0
+    pids: int = 0
+    disk: int = 0
+    files: int = 0
+    open_files: int = 0
     phases: dict[str, PhaseBounds] = {}
+
+    @property
+    def of_processes(self) -> Bounds:
+        return Bounds(memory=self.memory, pids=self.pids)
+
+    @property
+    def of_disk(self) -> DiskBounds:
+        return DiskBounds(bytes=self.disk, files=self.files)
 
 
 def session_limits(own: Limits, most: LimitsConfig, *, started: float, spent: Callable[[str], float]) -> SessionLimits:
@@ -66,6 +84,11 @@ def session_limits(own: Limits, most: LimitsConfig, *, started: float, spent: Ca
         silence=_capped(own.silence, most.silence),
         log=int(_capped(own.log, most.log)),
         memory=int(_capped(own.memory, most.memory)),
+        cpu=_capped(own.cpu, most.cpu),
+        pids=int(_capped(own.pids, most.pids)),
+        disk=int(_capped(own.disk, most.disk)),
+        files=int(_capped(own.files, most.files)),
+        open_files=int(_capped(own.open_files, most.open_files)),
         phases={phase: phase_bounds(phase, limits, most, spent(phase)) for phase, limits in own.phases.items()},
     )
 
@@ -93,30 +116,33 @@ def _capped(own: float | None, most: float) -> float:
     return min(own, most) if most else own
 
 
-def took_too_long(bound: Bound, phase: str | None = None) -> tuple[FailureReason, str]:
+def took_too_long(bound: Bound, phase: str | None = None) -> Verdict:
     what = f"phase {phase}" if phase else "it"
     return "timeout", f"{what} took longer than {bound.seconds:g} s ({bound.key})"
 
 
-def _was_silent(bound: Bound, phase: str | None) -> tuple[FailureReason, str]:
+def _was_silent(bound: Bound, phase: str | None) -> Verdict:
     where = f" in phase {phase}" if phase else ""
     return "silent", f"no output for {bound.seconds:g} s{where} ({bound.key})"
 
 
 class Watch:
-    """The limits of a session, and what was seen of its use of them. All times are time.monotonic()'s."""
+    """The limits of a session, and whether they hold. All times are time.monotonic()'s."""
 
-    def __init__(self, limits: SessionLimits, tree: Tree, output: OutputPump) -> None:
+    def __init__(self, limits: SessionLimits, meter: Meter, disk: DiskWatch, output: OutputPump, use: Use) -> None:
+        """`use` is told what each look finds."""
         self._limits = limits
-        self._tree = tree
+        self._meter = meter
+        self._disk = disk
         self._output = output
+        self._use = use
         self._log_size = output.size
         self._last_output = time.monotonic()
         self._phase: str | None = None
         self._phase_deadline = math.inf
         self._quiet = Bound(limits.silence, "limits.silence")
-        self.largest_rss = 0
-        """Bytes of the largest process at any look."""
+        self.tick_s = _ALERT_TICK_S
+        """Until the next look: soon where processes or memory are on their way to a limit."""
 
     def enter(self, phase: str) -> None:
         """A phase has begun: its own limits count from now on."""
@@ -142,30 +168,36 @@ class Watch:
         quiet_until = self._last_output + self._quiet.seconds if self._quiet.seconds else math.inf
         return min(self._limits.deadline, self._phase_deadline, quiet_until)
 
-    def look(self) -> tuple[FailureReason, str] | None:
+    def look(self) -> Verdict | None:
         """The limit that is broken, and how; None while all hold. Reports must have been heard before."""
         limits, now = self._limits, time.monotonic()
         self._hear()
         silent = self._is_silent(now)
-        resident = resident_bytes(self._tree.pids())
-        self.largest_rss = max(self.largest_rss, *resident, 0)
+        reading = self._read()
         if self._phase is not None and self._phase_deadline <= min(now, limits.deadline):
             bound = limits.phases[self._phase].timeout
             assert bound is not None
             return took_too_long(bound, self._phase)
         if now >= limits.deadline:
             return took_too_long(Bound(limits.timeout, "limits.timeout"))
-        if self._output.trouble is not None:
-            return self._output.trouble
         if silent:
             own = self._phase in limits.phases and limits.phases[self._phase].silence is not None
             return _was_silent(self._quiet, self._phase if own else None)
-        if limits.memory and sum(resident) > limits.memory:
-            return (
-                "oom",
-                f"its processes used {sum(resident)} bytes of memory together, over {limits.memory} (limits.memory)",
-            )
-        return None
+        return self._output.trouble or self._meter.broken(reading) or self._disk.broken
+
+    def last_look(self) -> Verdict | None:
+        """After the session has ended: the limit that the kernel kept, or that was broken unseen; None without."""
+        return self._output.trouble or self._meter.broken(Reading()) or self._disk.broken
+
+    def _read(self) -> Reading:
+        reading = self._meter.read()
+        self._use.note(reading, self._disk.use.bytes)
+        limits = self._limits
+        near = (limits.pids and reading.processes > limits.pids * _NEAR) or (
+            limits.memory and reading.memory_bytes > limits.memory * _NEAR
+        )
+        self.tick_s = _ALERT_TICK_S if near else TICK_S
+        return reading
 
     def _hear(self) -> None:
         if self._output.size != self._log_size:

@@ -12,9 +12,11 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
@@ -22,6 +24,7 @@ from buildd.process import live_pids
 
 COOKIE = "BUILDD_BUILD"
 _PROC = Path("/proc")
+_PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -41,11 +44,11 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def descendants(pid: int) -> list[int]:
-    """Every process below `pid`, parents before children, without `pid` itself."""
+def descendants(pid: int, most: int = sys.maxsize) -> list[int]:
+    """The processes below `pid`, parents before children, without `pid` itself; at least `most` if there are more."""
     found: list[int] = []
     stack = children(pid)
-    while stack:
+    while stack and len(found) < most:
         child = stack.pop()
         found.append(child)
         stack.extend(children(child))
@@ -81,16 +84,23 @@ def with_cookie(matches: Callable[[str], bool], name: str = COOKIE) -> list[int]
     return found
 
 
-def resident_bytes(pids: Iterable[int]) -> list[int]:
-    """Resident memory of each of these processes that still runs; shared pages count for each that has them."""
-    page = os.sysconf("SC_PAGE_SIZE")
+class Use(NamedTuple):
+    """What a process has and has used."""
+
+    resident_bytes: int
+    """Shared pages count for each process that has them."""
+    cpu_s: float
+    """User plus system time, of the children that it waited for too."""
+    threads: int
+
+
+def uses(pids: Iterable[int]) -> list[Use]:
+    """Of each of these processes that still runs; from proc_pid_stat(5)."""
     found = []
     for pid in pids:
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                found.append(int(file.read().split()[1]) * page)
-        except (OSError, IndexError, ValueError):
-            continue
+        fields = _stat(pid)
+        if len(fields) > 21:
+            found.append(Use(int(fields[21]) * _PAGE, sum(map(int, fields[11:15])) / _TICKS, int(fields[17])))
     return found
 
 
@@ -133,6 +143,12 @@ def started_at(pid: int) -> bytes | None:
     return fields[19] if fields else None
 
 
+def session_of(pid: int) -> int | None:
+    """Id of the session that a process is in; None when it is gone."""
+    fields = _stat(pid)
+    return int(fields[3]) if fields else None
+
+
 def _stat(pid: int) -> list[bytes]:
     """The fields of proc_pid_stat(5) from the state on, which is the third; empty when the process is gone."""
     try:
@@ -149,5 +165,20 @@ async def kill_until_gone(find: Callable[[], list[int]], *, within: float) -> li
         victims = [pid for pid in find() if alive(pid)]
         if not victims or time.monotonic() > deadline:
             return victims
+        _kill_groups(victims)
         signal_all(victims, signal.SIGKILL)
         await trio.sleep(0.005)
+
+
+def _kill_groups(pids: Iterable[int]) -> None:
+    """SIGKILL to the process groups of these processes, each as one: what forks faster than it is found ends too.
+
+    A group is part of one session, and whoever is in the session of a build's process is the build's.
+    """
+    groups = set()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            groups.add(os.getpgid(pid))
+    for group in groups - {os.getpgrp()}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)

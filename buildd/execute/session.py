@@ -10,23 +10,28 @@ SIGKILL, stuck in the kernel, are named in the daemon's log.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 
 import structlog
 import trio
 from msgspec import Struct
 
+from buildd.cgroups import Cgroup
 from buildd.errors import BuildFailure, is_shortage
+from buildd.execute.diskwatch import DiskWatch
 from buildd.execute.limits import SessionLimits, Watch
+from buildd.execute.meter import GroupMeter, Meter, SampledMeter, Use
 from buildd.execute.output_pump import LAST_BYTES, OutputPump
-from buildd.execute.sandbox import Sandbox
-from buildd.model import Resources
+from buildd.execute.proctree import kill_until_gone
+from buildd.execute.sandbox import Sandbox, Tree
 from buildd.process import Exit, Process, Spawner
 
 log = structlog.get_logger()
@@ -51,9 +56,13 @@ done
 _REPORT = re.compile(rb"(?P<verb>begin|end) (?P<phase>[a-z]{1,16})(?: (?P<status>[0-9]{1,3}))?")
 _LONGEST_REPORT = 64
 _PIPE_BYTES = 65536
-TICK_S = 0.5
 KILL_WITHIN_S = 5.0
 _GRACE_TICK_S = 0.1
+_OOM_SCORE = 500
+"""Of 1,000, as of proc_pid_oom_score_adj(5): before anything that has not been given a score."""
+_UNSEEN_PROCESSES = 16
+_first_processor = count()
+"""Builds that may not use all processors begin at different ones."""
 
 
 class Command(Struct, frozen=True, kw_only=True):
@@ -74,8 +83,6 @@ class Observer(Struct, frozen=True):
     end: Callable[[str, int], None]
     settled: Callable[[], None]
     """Everything that is known by now was told: a phase that began and ended in one go is history already."""
-    used: Callable[[Resources], None]
-    """What the session used, however it ended."""
 
 
 async def run_session(
@@ -85,27 +92,50 @@ async def run_session(
     sandbox: Sandbox,
     spawner: Spawner,
     spawn_turn: trio.Lock,
+    disk_turn: trio.CapacityLimiter,
     work: Path,
     prefix: Path | None,
     network: bool,
     env: Mapping[str, str],
     log_file: int,
     limits: SessionLimits,
+    group: Cgroup | None,
+    nice: int,
+    use: Use,
     observer: Observer,
     grace: Callable[[], float],
 ) -> SessionEnd:
     """Run the commands; the first that fails ends the session.
 
-    `log_file` is a descriptor positioned at the log's end. `grace()` gives the seconds between SIGTERM and
-    SIGKILL when the session is cancelled. Raises BuildFailure for limits, and for a sandbox that cannot be
-    started or that does not report as it should.
+    `log_file` is a descriptor positioned at the log's end. `group` is the build's cgroup, where there is one; `use`
+    is told what the session uses. `grace()` gives the seconds between SIGTERM and SIGKILL when the session is
+    cancelled. Raises BuildFailure for limits, and for a sandbox that cannot be started or that does not report as it
+    should.
     """
     arguments = [part for c in commands for part in (c.phase, c.text)]
-    argv = sandbox.argv(["/bin/sh", "-c", DRIVER, "buildd", *arguments], work=work, prefix=prefix, network=network)
+    driver = _bounds(limits, count_processes=sandbox.counts_processes) + DRIVER
+    argv = sandbox.argv(
+        ["/bin/sh", "-c", driver, "buildd", *arguments],
+        work=work,
+        prefix=prefix,
+        network=network,
+        shm_bytes=limits.memory,
+    )
+    if group is not None:
+        argv = group.command(argv)
+    processors = _processors(limits.cpu) if group is None or "cpu" not in group.controllers else None
     with _pipe() as reports, closing(OutputPump(log_file, limits.log)) as output:
         try:
             async with spawn_turn:
-                process = spawner(argv, env=env, stdin=reports.writer, stdout=output.writer, stderr=output.writer)
+                process = spawner(
+                    argv,
+                    env=env,
+                    stdin=reports.writer,
+                    stdout=output.writer,
+                    stderr=output.writer,
+                    processors=processors,
+                    nice=nice,
+                )
         except OSError as error:
             raise BuildFailure(
                 "sandbox_failed",
@@ -118,13 +148,18 @@ async def run_session(
             output.close_writer()
         with process:
             tree = sandbox.tree(process, build)
-            watch = Watch(limits, tree, output)
+            meter: Meter = SampledMeter(tree, limits.of_processes)
+            if group is not None:
+                meter = GroupMeter(group, tree, limits.of_processes)
+            disk = DiskWatch(work, limits.of_disk, tree.pids, disk_turn)
+            watch = Watch(limits, meter, disk, output, use)
             report = _Report([c.phase for c in commands], observer, watch)
             failure: BuildFailure | None = None
             finished = False
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(output.run)
+                    nursery.start_soon(disk.run)
                     try:
                         await _follow(reports.reader, report, watch, process)
                         with trio.move_on_after(KILL_WITHIN_S):
@@ -139,14 +174,13 @@ async def run_session(
                     await _wait_at_most(process, grace, output)
                 survivors = [process.pid]
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * KILL_WITHIN_S):
-                    survivors = await tree.kill(within=KILL_WITHIN_S)
+                    survivors = await _end_all(tree, group)
                 _complain(survivors, build)
                 output.drain(LAST_BYTES)
                 if process.exit is not None:
-                    largest = max(process.exit.max_rss_bytes, watch.largest_rss)
-                    observer.used(Resources(cpu_s=round(process.exit.cpu_s, 6), max_rss_bytes=largest))
-            if failure is None and output.trouble is not None:
-                failure = BuildFailure(*output.trouble)
+                    meter.ended(use, process.exit)
+            if failure is None and (broken := watch.last_look()) is not None:
+                failure = BuildFailure(*broken)
             if failure is not None:
                 raise failure
             if process.exit is None:
@@ -183,6 +217,37 @@ async def _wait_at_most(process: Process, grace: Callable[[], float], output: Ou
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE_TICK_S):
             await process.wait()
         output.drain(LAST_BYTES)
+
+
+async def _end_all(tree: Tree, group: Cgroup | None) -> list[int]:
+    """End what the session started; the pids of what survived. What left the tree is still in the group."""
+    if group is not None:
+        group.kill()
+    survivors = await tree.kill(within=KILL_WITHIN_S)
+    if group is not None:
+        survivors = await kill_until_gone(group.pids, within=KILL_WITHIN_S)
+    return survivors
+
+
+def _bounds(limits: SessionLimits, *, count_processes: bool) -> str:
+    """Shell text by which the driver bounds itself, and makes itself the first choice of a machine without memory."""
+    lines = [f"echo {_OOM_SCORE} 2>/dev/null >/proc/self/oom_score_adj || :"]
+    if limits.open_files:
+        lines.append(f"ulimit -n {limits.open_files} 2>/dev/null || :")
+    if limits.pids and count_processes:  # a little more, so that a look finds the limit reached
+        most = limits.pids + _UNSEEN_PROCESSES
+        lines.append(f"ulimit -u {most} 2>/dev/null || ulimit -p {most} 2>/dev/null || :")  # bash's, and dash's
+    return "{ " + "; ".join(lines) + "; } 2>/dev/null\n"
+
+
+def _processors(limit: float) -> set[int] | None:
+    """As many processors as the limit has, rounded up; None for all that there are."""
+    ours = sorted(os.sched_getaffinity(0))
+    count = math.ceil(limit)
+    if not count or count >= len(ours):
+        return None
+    start = next(_first_processor) * count
+    return {ours[(start + n) % len(ours)] for n in range(count)}
 
 
 def _complain(survivors: Sequence[int], build: str) -> None:
@@ -265,7 +330,7 @@ async def _follow(reader: int, report: _Report, watch: Watch, process: Process) 
     Limits are looked at in the moment they break, and only after everything that was reported by then: a phase
     that has ended is not held to its limits any more, and the next one to its own alone.
     """
-    tick = time.monotonic() + TICK_S
+    tick = time.monotonic() + watch.tick_s
     while True:
         with trio.move_on_after(max(0.0, min(tick, watch.breaks_at) - time.monotonic())):
             await trio.lowlevel.wait_readable(reader)
@@ -275,8 +340,8 @@ async def _follow(reader: int, report: _Report, watch: Watch, process: Process) 
         if data is not None:
             report.feed(data)
         if time.monotonic() >= min(tick, watch.breaks_at):
-            tick = time.monotonic() + TICK_S
             broken = watch.look()
+            tick = time.monotonic() + watch.tick_s
             if broken is not None:
                 raise BuildFailure(*broken)
             if process.poll() is not None:  # something in the background keeps the pipe open

@@ -21,20 +21,15 @@ from pathlib import Path
 from msgspec import Struct
 
 from buildd.execute.sandbox import WORK_DIRECTORIES
+from buildd.store.flags import inode_flags, ioctl_number
 from buildd.store.tree import DIRECTORY, remove_tree
 
 _SPARE = ".spare-"
 _MOST_SPARES = 16
 
 
-def _ioctl_that_reads(group: str, number: int, size: int) -> int:
-    """_IOR() of asm-generic/ioctl.h; elsewhere the answer is an error, and nothing is used again."""
-    return 2 << 30 | size << 16 | ord(group) << 8 | number
-
-
 _FSXATTR = struct.Struct("=IIIII8x")  # flags, extsize, extents, project, cowextsize
-_FS_IOC_GETFLAGS = _ioctl_that_reads("f", 1, struct.calcsize("l"))
-_FS_IOC_FSGETXATTR = _ioctl_that_reads("X", 31, _FSXATTR.size)
+_FS_IOC_FSGETXATTR = ioctl_number("X", 31, _FSXATTR.size)
 
 
 class _Look(Struct, frozen=True):
@@ -125,7 +120,7 @@ def _look(handle: int) -> _Look | None:
     """None when it cannot be told."""
     found = os.fstat(handle)
     try:
-        plain = fcntl.ioctl(handle, _FS_IOC_GETFLAGS, bytes(struct.calcsize("l")))
+        plain = inode_flags(handle)
         flags, extsize, _, project, cowextsize = _FSXATTR.unpack(
             fcntl.ioctl(handle, _FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
         )
@@ -134,6 +129,6 @@ def _look(handle: int) -> _Look | None:
         return None
     return _Look(
         (found.st_dev, found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_size),
-        (*struct.unpack("l", plain), flags, extsize, project, cowextsize),
+        (plain, flags, extsize, project, cowextsize),
         attributes,
     )

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from buildd import cgroups
 from buildd.config import Config
 from buildd.protocol import CheckResult
 
@@ -42,25 +43,23 @@ def _sandbox(sandbox: str, weaker: tuple[str, ...]) -> CheckResult:
 
 
 def _cgroups() -> CheckResult:
-    root = Path("/sys/fs/cgroup")
-    controllers = root / "cgroup.controllers"
-    if not controllers.exists():
+    directory, trouble = cgroups.find()
+    if directory is None:
         return CheckResult(
             name="cgroups",
             status="warning",
-            message="there is no unified cgroup v2 hierarchy: memory limits are watched by sampling",
-            hint="boot with systemd.unified_cgroup_hierarchy=1",
+            message=f"{trouble}: limits of memory, processes and processors are watched by sampling",
+            hint="run under systemd with Delegate=yes, and boot with systemd.unified_cgroup_hierarchy=1",
         )
-    own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "0::/")
-    directory = root / own[3:].lstrip("/")
-    if os.access(directory / "cgroup.procs", os.W_OK):
-        return CheckResult(name="cgroups", status="ok", message=f"cgroup v2, {directory} is writable")
-    return CheckResult(
-        name="cgroups",
-        status="warning",
-        message=f"the cgroup {directory} is not delegated: memory limits are watched by sampling",
-        hint="run under systemd with Delegate=yes",
-    )
+    missing = sorted(set(cgroups.CONTROLLERS) - cgroups.controllers(directory))
+    if missing:
+        return CheckResult(
+            name="cgroups",
+            status="warning",
+            message=f"{directory} has no controller {', '.join(missing)}: these limits are watched by sampling",
+            hint="use cgroup v2 for all controllers: boot with systemd.unified_cgroup_hierarchy=1",
+        )
+    return CheckResult(name="cgroups", status="ok", message=f"{directory}: the kernel keeps the limits of builds")
 
 
 def _disk(name: str, directory: Path) -> CheckResult:

@@ -11,11 +11,11 @@ import posixpath
 import re
 import tomllib
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from buildd.config import Bytes, Seconds, decode_quantity, parse_seconds
 from buildd.errors import InvalidInput, NotFound
@@ -78,7 +78,15 @@ class _LimitsTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     silence: Seconds | None = None
     log: Bytes | None = None
     memory: Bytes | None = None
+    cpu: Annotated[float, Meta(ge=0)] | None = None
+    pids: Annotated[int, Meta(ge=0)] | None = None
+    disk: Bytes | None = None
+    files: Annotated[int, Meta(ge=0)] | None = None
+    open_files: Annotated[int, Meta(ge=0)] | None = None
     phases: dict[str, _PhaseLimitsTable] = {}
+
+
+_NO_LIMITS_TABLE, _NO_LIMITS = _LimitsTable(), Limits()
 
 
 class _PackageTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -280,11 +288,18 @@ class _Reader:
 
 def _limits(table: _LimitsTable) -> Limits:
     """With plain numbers, as they are stored."""
+    if table == _NO_LIMITS_TABLE:
+        return _NO_LIMITS  # one for all: most packages have none
     return Limits(
         timeout=_plain(table.timeout),
         silence=_plain(table.silence),
         log=None if table.log is None else int(table.log),
         memory=None if table.memory is None else int(table.memory),
+        cpu=table.cpu,
+        pids=table.pids,
+        disk=None if table.disk is None else int(table.disk),
+        files=table.files,
+        open_files=table.open_files,
         phases={
             phase: PhaseLimits(timeout=_plain(limits.timeout), silence=_plain(limits.silence))
             for phase, limits in table.phases.items()

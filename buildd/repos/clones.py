@@ -18,6 +18,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -36,6 +37,7 @@ from buildd.repos.secrets import credentials_for
 from buildd.repos.transfer import CloneFailed, transfer
 from buildd.repos.url import SCHEMES, Credentials, RepoUrl, parse_url
 from buildd.repos.wire import Done, Operation, Progress, Request
+from buildd.scope import Scope
 
 __all__ = ["ActiveClone", "CloneAnswer", "CloneFailed", "CloneSettings", "Clones", "RepositoryStatus"]
 
@@ -370,15 +372,13 @@ class Clones:
         job.done.set()
 
     async def _clone(self, job: Job) -> None:
-        incoming = self._cache.incoming()
-        try:
+        async with Scope(f"clone {job.url.normalized}", close_within=_CLEANUP_LIMIT) as scope:
+            incoming = self._cache.incoming()
+            scope.add("incoming directory", partial(_remove_in_thread, incoming))  # unless it was put in its place
             done = await self._transfer(job, incoming)
             with trio.CancelScope(shield=True):  # one rename: afterwards the clone is there, and recorded
                 await trio.to_thread.run_sync(self._cache.put_in_place, incoming, job.url.directory)
                 self._record(job, done.bytes)
-        except BaseException:
-            await self._remove(incoming)
-            raise
         self._emit("clone_completed", job.url.normalized, self._summary(job, done.bytes, changed=True))
 
     async def _fetch(self, job: Job) -> None:
@@ -450,8 +450,13 @@ class Clones:
     async def _remove(self, path: Path) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT) as scope:
             try:
-                await trio.to_thread.run_sync(remove, path, abandon_on_cancel=True)
+                await _remove_in_thread(path)
             except OSError as error:
                 log.warning("cannot remove a directory", path=str(path), error=str(error))
         if scope.cancelled_caught:
             log.warning("removing a directory takes long; it goes on in the background", path=str(path))
+
+
+async def _remove_in_thread(path: Path) -> None:
+    """Remove a tree; cut short, it goes on in the background. Raises OSError."""
+    await trio.to_thread.run_sync(remove, path, abandon_on_cancel=True)

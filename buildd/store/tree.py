@@ -15,6 +15,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from buildd.store.flags import unseal
+
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """Flags that open a real directory, never the target of a link."""
 
@@ -51,7 +53,12 @@ def open_directory(name: str, *, dir_fd: int | None = None) -> int:
     try:
         mode = os.fstat(handle).st_mode
         if mode & 0o700 != 0o700:
-            os.fchmod(handle, 0o700)
+            try:
+                os.fchmod(handle, 0o700)
+            except PermissionError:
+                if not unseal(handle):
+                    raise
+                os.fchmod(handle, 0o700)
     except OSError:
         os.close(handle)
         raise
@@ -193,7 +200,7 @@ class _Removal:
                 level.pending.append(name)
                 continue
             try:
-                os.unlink(name, dir_fd=level.fd)
+                _unlink(name, level.fd)
                 self.removed += 1
             except FileNotFoundError:
                 pass
@@ -211,7 +218,7 @@ class _Removal:
     def _leave(self, level: _Level) -> None:
         parent = self.stack[-2].fd if len(self.stack) > 1 else None
         try:
-            os.rmdir(level.name, dir_fd=parent)
+            _rmdir(level, parent)
             self.removed += 1
         except FileNotFoundError:
             pass
@@ -229,3 +236,33 @@ class _Removal:
         if self.failure is None:
             where = os.path.join(*(level.name for level in self.stack), name).rstrip("/")
             self.failure = OSError(error.errno, f"cannot remove: {error.strerror}", where)
+
+
+def _unlink(name: str, directory: int) -> None:
+    """Remove a name, also where flags of the file or its directory forbid that, if the flags can be taken off."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except PermissionError:
+        if not (_unseal_file(name, directory) | unseal(directory)):
+            raise
+        os.unlink(name, dir_fd=directory)
+
+
+def _unseal_file(name: str, directory: int) -> bool:
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return False  # no regular file: it has no flags
+    try:
+        return unseal(handle)
+    finally:
+        os.close(handle)
+
+
+def _rmdir(level: _Level, parent: int | None) -> None:
+    try:
+        os.rmdir(level.name, dir_fd=parent)
+    except PermissionError:
+        if not (unseal(level.fd) | (parent is not None and unseal(parent))):
+            raise
+        os.rmdir(level.name, dir_fd=parent)

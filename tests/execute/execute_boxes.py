@@ -13,7 +13,9 @@ from pathlib import Path
 
 import trio
 
+from buildd.cgroups import Cgroup
 from buildd.execute.limits import PhaseBounds, SessionLimits
+from buildd.execute.meter import Use
 from buildd.execute.proctree import COOKIE, with_cookie
 from buildd.execute.sandbox import Output, Sandbox
 from buildd.execute.sandbox.bwrap import BwrapSandbox
@@ -79,9 +81,16 @@ class Box:
         grace: Callable[[], float] = lambda: 0.0,
         spawner: Spawner = spawn,
         sandbox: Sandbox | None = None,
+        pids: int = 0,
+        disk: int = 0,
+        files: int = 0,
+        open_files: int = 0,
+        cpu: float = 0,
+        group: Cgroup | None = None,
     ) -> SessionEnd:
         handle = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.lseek(handle, 0, os.SEEK_END)
+        use = Use()
         try:
             return await run_session(
                 [Command(phase=phase, text=text) for phase, text in phases],
@@ -89,6 +98,7 @@ class Box:
                 sandbox=sandbox or self.sandbox,
                 spawner=spawner,
                 spawn_turn=trio.Lock(),
+                disk_turn=trio.CapacityLimiter(1),
                 work=self.work,
                 prefix=prefix,
                 network=network,
@@ -100,17 +110,25 @@ class Box:
                     silence=silence,
                     log=log,
                     memory=memory,
+                    pids=pids,
+                    disk=disk,
+                    files=files,
+                    open_files=open_files,
+                    cpu=cpu,
                     phases=bounds or {},
                 ),
+                group=group,
+                nice=0,
+                use=use,
                 observer=Observer(
                     lambda phase: self.events.append(("begin", phase)),
                     lambda phase, status: self.events.append(("end", phase, status)),
                     lambda: None,
-                    self.used.append,
                 ),
                 grace=grace,
             )
         finally:
+            self.used.append(use.most)
             os.close(handle)
 
 

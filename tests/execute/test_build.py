@@ -25,11 +25,11 @@ from buildd import config
 from buildd.execute import build as build_module
 from buildd.execute.build import BuildControl, BuildSpec, BuildTools, Outcome, run_build
 from buildd.execute.download import DistfileCache, FetchSettings
-from buildd.execute.scope import Scope
 from buildd.execute.turns import Turns
 from buildd.execute.workdirs import WorkDirectories
 from buildd.model import Limits, Package, PhaseLimits, Source
 from buildd.process import Process, Spawner, live_pids, spawn
+from buildd.scope import Scope
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.logs import Logs
 
@@ -59,6 +59,7 @@ class Site:
             work=WorkDirectories(Path(self.config.daemon.work_dir)),
             threads=trio.CapacityLimiter(3),
             spawn_turn=trio.Lock(),
+            cgroups=None,
             instance="test",
         )
         self.spawner: Spawner = spawn

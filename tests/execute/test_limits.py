@@ -9,17 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
-from buildd.config import LimitsConfig, Seconds
+from buildd.config import Bytes, LimitsConfig, Seconds
 from buildd.errors import BuildFailure
+from buildd.execute.diskwatch import DiskWatch
 from buildd.execute.limits import Bound, PhaseBounds, SessionLimits, Watch, held_to, phase_bounds, session_limits
+from buildd.execute.meter import SampledMeter, Use
 from buildd.execute.output_pump import OutputPump
 from buildd.model import Limits, PhaseLimits
 
-MOST = LimitsConfig(timeout=Seconds(100), silence=Seconds(10))
-NONE = LimitsConfig(timeout=Seconds(0), silence=Seconds(0))
+_NO_OTHERS = LimitsConfig(memory=Bytes(0), pids=0, disk=Bytes(0), files=0, open_files=0)
+MOST = msgspec.structs.replace(_NO_OTHERS, timeout=Seconds(100), silence=Seconds(10))
+NONE = msgspec.structs.replace(_NO_OTHERS, timeout=Seconds(0), silence=Seconds(0))
 
 
 # --- which ones count -------------------------------------------------------------------------------------
@@ -70,8 +74,11 @@ def test_the_limits_of_a_session_are_those_of_the_recipe_below_the_configuration
 
 
 class NoProcesses:
-    def pids(self) -> list[int]:
+    def pids(self, most: int = 0) -> list[int]:
         return []
+
+    def shm_bytes(self) -> int:
+        return 0
 
     def terminate(self) -> None: ...
 
@@ -97,7 +104,9 @@ def watch(output: OutputPump, *, silence: float = 0, deadline: float = math.inf,
         memory=0,
         phases={name: phase_bounds(name, own, NONE) for name, own in phases.items()},
     )
-    return Watch(limits, NoProcesses(), output)
+    tree = NoProcesses()
+    disk = DiskWatch(Path(), limits.of_disk, tree.pids, trio.CapacityLimiter(1))
+    return Watch(limits, SampledMeter(tree, limits.of_processes), disk, output, Use())
 
 
 def test_between_two_phases_the_silence_of_the_first_one_is_forgotten(output: OutputPump) -> None:

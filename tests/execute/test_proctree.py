@@ -57,7 +57,7 @@ def test_who_is_gone_has_no_children_no_cookie_and_no_memory() -> None:
     assert descendants(done.pid) == []
     assert cookie_of(done.pid) is None
     assert not alive(done.pid)
-    assert proctree.resident_bytes([done.pid]) == []
+    assert proctree.uses([done.pid]) == []
     proctree.signal_all([done.pid], signal.SIGKILL)
 
 
@@ -104,6 +104,7 @@ async def test_what_forks_faster_than_it_is_looked_at_is_ended_all_the_same(cook
 @pytest.mark.trio
 async def test_who_survives_is_named_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proctree, "signal_all", lambda pids, number: None)  # as if it were stuck in the kernel
+    monkeypatch.setattr(proctree, "_kill_groups", lambda pids: None)
     with spawn(["sleep", "1000"], env={"PATH": os.defpath}) as process:
         with trio.fail_after(LIMIT_S):
             assert await kill_until_gone(lambda: [process.pid], within=0.05) == [process.pid]
@@ -125,9 +126,10 @@ async def test_the_memory_of_each_process_is_told(cookie: str) -> None:
         for child in children_:
             assert child.stdout is not None
             child.stdout.readline()
-        found = proctree.resident_bytes([child.pid for child in children_])
+        found = proctree.uses([child.pid for child in children_])
         assert len(found) == 2
-        assert all(50_000_000 < resident < 100_000_000 for resident in found)
+        assert all(50_000_000 < use.resident_bytes < 100_000_000 for use in found)
+        assert all(use.threads == 1 and 0 <= use.cpu_s < 10 for use in found)
     finally:
         for child in children_:
             child.close()

@@ -16,7 +16,7 @@ from harness import resident_bytes, until
 
 from buildd.config import LimitsConfig
 from buildd.errors import BuildFailure
-from buildd.execute import session as session_module
+from buildd.execute import limits as limits_module, session as session_module
 from buildd.execute.limits import PhaseBounds, phase_bounds
 from buildd.execute.proctree import alive, children
 from buildd.execute.sandbox import Sandbox
@@ -30,7 +30,7 @@ LIMIT_S = 30.0
 @pytest.fixture
 def box(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     """A build in each sandbox; the test fails for whatever it leaves behind."""
-    monkeypatch.setattr(session_module, "TICK_S", 0.05)
+    monkeypatch.setattr(limits_module, "TICK_S", 0.05)
     before = len(os.listdir("/proc/self/fd"))
     with no_subreaper_afterwards():
         box = Box(backend, tmp_path)
@@ -411,7 +411,7 @@ async def test_output_that_nobody_had_time_to_read_is_no_silence(box: Box) -> No
 async def test_a_limit_is_looked_at_when_it_breaks_and_not_a_tick_later(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "TICK_S", 1000.0)
+    monkeypatch.setattr(limits_module, "TICK_S", 1000.0)
     for limits in (bounds("check", timeout=0.3), bounds("check", silence=0.3)):
         with trio.fail_after(LIMIT_S):
             started = trio.current_time()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import socket
 import stat
 import subprocess
@@ -337,6 +338,21 @@ def test_modes_do_not_keep_a_tree(tmp_path: Path, unprivileged: None) -> None:
     (root / "a").chmod(0)
     root.chmod(0)
     assert remove_tree(root) == 6
+    assert not root.exists()
+
+
+def test_immutable_and_append_only_files_and_directories_are_removed(tmp_path: Path) -> None:
+    root = make(tmp_path / "t", {"a/fixed": "", "a/grows": "", "b/c/x": "", "locked/y": ""})
+    sealed = {"+i": ["a/fixed", "b/c", "locked"], "+a": ["a/grows", "b"]}
+    if shutil.which("chattr") is None:
+        pytest.skip("chattr is not installed")
+    (root / "locked").chmod(0)
+    for flag, names in sealed.items():
+        for name in names:
+            done = subprocess.run(["chattr", flag, root / name], capture_output=True, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"flags cannot be set here: {done.stderr.decode().strip()}")
+    assert remove_tree(root) == 9
     assert not root.exists()
 
 

@@ -7,6 +7,7 @@ runs a command inside (`argv`). It also knows how to end everything that a sessi
 from __future__ import annotations
 
 import stat
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -69,8 +70,11 @@ def directory_below(output: Output, prefix: str) -> Path | None:
 class Tree(Protocol):
     """The processes of one session, from the outside."""
 
-    def pids(self) -> list[int]:
-        """The processes that belong to the build itself."""
+    def pids(self, most: int = sys.maxsize) -> list[int]:
+        """The processes that belong to the build itself; when there are more than `most`, at least so many of them."""
+
+    def shm_bytes(self) -> int:
+        """Memory that the session's own /dev/shm takes; 0 where it has none."""
 
     def terminate(self) -> None:
         """SIGTERM to each of them."""
@@ -95,8 +99,17 @@ class Sandbox(Protocol):
     def elsewhere(self) -> Sandbox:
         """The same sandbox, in which builds see their directories at other paths: to verify earlier builds."""
 
-    def argv(self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool) -> list[str]:
-        """The command line that runs `command` inside. `prefix` is the host's directory to see at $PREFIX."""
+    counts_processes: bool
+    """Whether the limit of processes (RLIMIT_NPROC) counts those of a session alone, and not the user's."""
+
+    def argv(
+        self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool, shm_bytes: int = 0
+    ) -> list[str]:
+        """The command line that runs `command` inside.
+
+        `prefix` is the host's directory to see at $PREFIX; `shm_bytes` bounds a /dev/shm of the session's own, 0 does
+        not.
+        """
 
     def tree(self, process: Process, build: str) -> Tree:
         """The processes of a session whose first process is `process`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
@@ -76,8 +77,17 @@ class BwrapTree:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    def pids(self) -> list[int]:
-        return descendants(self._process.pid) if self._process.poll() is None else []
+    def pids(self, most: int = sys.maxsize) -> list[int]:
+        return descendants(self._process.pid, most) if self._process.poll() is None else []
+
+    def shm_bytes(self) -> int:
+        for driver in children(self._process.pid) if self._process.poll() is None else ():
+            try:
+                found = os.statvfs(f"/proc/{driver}/root/dev/shm")
+            except OSError:
+                continue  # it is on its way out, or in
+            return (found.f_blocks - found.f_bfree) * found.f_frsize
+        return 0
 
     def terminate(self) -> None:
         signal_all(self.pids(), signal.SIGTERM)
@@ -99,6 +109,7 @@ class BwrapTree:
 class BwrapSandbox:
     name = "bwrap"
     weaker: tuple[str, ...] = ()
+    counts_processes = True  # in its user namespace, since kernel 5.14
 
     def __init__(self, program: str, *, prefix: str, state_dir: Path, readonly_paths: Sequence[str] = ()) -> None:
         """`program` is the path of bwrap; `state_dir` takes the composed prefixes, beside the artifacts."""
@@ -140,6 +151,8 @@ class BwrapSandbox:
                 self._base += ["--ro-bind", str(path), str(path)]
         self._base += ["--ro-bind", str(self._etc.directory), "/etc"]
         self._base += ["--proc", "/proc", "--dev", "/dev", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"]
+        # what fills /dev/shm is counted, and nothing else in /dev can be filled
+        self._shm = ["--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
         self.contains = not readonly_paths  # a socket in one of them takes descriptors
         self._further = _binds(readonly_paths)
         self._further_targets = self._further[2::3]
@@ -163,11 +176,15 @@ class BwrapSandbox:
             prefix=self._prefix,
         )
 
-    def argv(self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool) -> list[str]:
+    def argv(
+        self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool, shm_bytes: int = 0
+    ) -> list[str]:
         self._check_mount_points(work)
         dependencies = ["--ro-bind", str(prefix), self._prefix] if prefix is not None else ["--dir", self._prefix]
         return [
             *self._base,
+            *(("--size", str(shm_bytes)) if shm_bytes else ()),
+            *self._shm,
             *(part for name, path in self._etc.binds.items() for part in ("--ro-bind", path, f"/etc/{name}")),
             *(_binds(f"/etc/{name}" for name in _NETWORK_ETC) if network else ("--unshare-net",)),
             *dependencies,

@@ -23,9 +23,11 @@ from buildd.errors import BuildFailure
 from buildd.execute.proctree import (
     adopted,
     become_subreaper,
+    cookie_of,
     descendants,
     kill_until_gone,
     reap_adopted,
+    session_of,
     signal_all,
     started_at,
     with_cookie,
@@ -49,21 +51,38 @@ class PlainTree:
         self._active = active
         active.add(build)
 
-    def pids(self) -> list[int]:
-        return descendants(self._process.pid) if self._process.poll() is None else []
+    def pids(self, most: int = sys.maxsize) -> list[int]:
+        if self._process.poll() is not None:
+            return []
+        found = descendants(self._process.pid, most)
+        for orphan in adopted():
+            if len(found) >= most:
+                break
+            if session_of(orphan) == self._process.pid or cookie_of(orphan) == self._build:
+                found += [orphan, *descendants(orphan, most - len(found))]
+        return found
+
+    def shm_bytes(self) -> int:
+        return 0
 
     def terminate(self) -> None:
         signal_all([self._process.pid, *self.pids()], signal.SIGTERM)  # the driver too: no further phase
 
     async def kill(self, *, within: float) -> list[int]:
+        self._signal_group(signal.SIGSTOP)  # nothing more comes while we look
         below = {pid: started_at(pid) for pid in self.pids()}
-        self._process.kill()
+        self._signal_group(signal.SIGKILL)
         await self._process.wait()
         self._active.discard(self._build)
         return await kill_until_gone(
             lambda: self._left() + [pid for pid, start in below.items() if start and started_at(pid) == start],
             within=within,
         )
+
+    def _signal_group(self, number: int) -> None:
+        """Signal the driver and what has stayed in its process group, as one."""
+        if self._process.poll() is None:  # else the number may be another's by now
+            os.killpg(self._process.pid, number)
 
     def _left(self) -> list[int]:
         reap_adopted()
@@ -204,6 +223,7 @@ class PlainSandbox:
         "and run as the daemon's user",
     )
     contains = False
+    counts_processes = False
 
     def __init__(self, *, state_dir: Path) -> None:
         become_subreaper()
@@ -226,7 +246,9 @@ class PlainSandbox:
             prefix=str(self._prefix.directory),
         )
 
-    def argv(self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool) -> list[str]:
+    def argv(
+        self, command: Sequence[str], *, work: Path, prefix: Path | None, network: bool, shm_bytes: int = 0
+    ) -> list[str]:
         # the driver needs a working directory inside `work`, and Popen's cwd is the daemon's business
         return ["/usr/bin/env", "-C", str(work / "src"), *command]
 
