@@ -58,6 +58,7 @@ from buildd.store.queries import Queries
 from buildd.store.rebuild import Receipts
 from buildd.store.repositories import RepositoryStore
 from buildd.store.runs import RunStore
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -105,7 +106,7 @@ class Daemon:
             await sweep(state_dir, work_dir)
             sandbox = await choose(config)
             database = Database(state_dir / "buildd.db", Receipts(state_dir))
-            await trio.to_thread.run_sync(database.open)
+            await in_thread(database.open)
             async with trio.open_nursery() as storage:
                 await storage.start(database.run)
                 journal = Journal(database, config.events.keep)
@@ -140,7 +141,7 @@ class Daemon:
             spawn_turn=trio.Lock(),
             instance=new_instance(state_dir),
         )
-        await trio.to_thread.run_sync(tools.artifacts.remove_temporaries)
+        await in_thread(tools.artifacts.remove_temporaries)
         runs = RunStore(database)
         engine = Engine(
             config=self.config,
@@ -189,9 +190,7 @@ class Daemon:
         sandbox = tools.sandbox
 
         async def checks() -> tuple[CheckResult, ...]:
-            return await trio.to_thread.run_sync(
-                partial(machine_checks, self._config, sandbox=sandbox.name, weaker=sandbox.weaker)
-            )
+            return await in_thread(partial(machine_checks, self._config, sandbox=sandbox.name, weaker=sandbox.weaker))
 
         queries = Queries(database)
         services = Services(

@@ -21,7 +21,19 @@ FLOORS = [  # from top to bottom
     {"store"},
     {"monitor"},
     {"planner"},
-    {"model", "protocol", "config", "errors", "process", "systemd", "logging", "heap"},
+    {
+        "model",
+        "protocol",
+        "config",
+        "errors",
+        "process",
+        "systemd",
+        "logging",
+        "heap",
+        "threads",
+        "shortage",
+        "descriptors",
+    },
 ]
 DOORS = {
     "zmq": "buildd/control/socket.py",

@@ -24,6 +24,7 @@ from buildd.model import BuildRecord
 from buildd.repos.trees import GitStore, crc32
 from buildd.store.database import DatabaseError, Statement
 from buildd.store.runs import KnownResult, RunStore, save_places, save_source
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -152,7 +153,7 @@ class Preparer:
                 statements.append(save_source(tree, run.crcs[tree], files))
             return statements
 
-        return await trio.to_thread.run_sync(read) if fresh else []
+        return await in_thread(read) if fresh else []
 
 
 async def _patiently(query: Callable[[], Awaitable[T]], without: T) -> T:

@@ -14,10 +14,10 @@ import uuid
 from pathlib import Path
 
 import structlog
-import trio
 
 from buildd.execute.proctree import kill_until_gone, with_cookie
 from buildd.store.tree import remove_tree
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -52,7 +52,7 @@ async def sweep(state_dir: Path, work_dir: Path) -> None:
         for name in os.listdir(directory) if directory.is_dir() else ():
             if _BUILD_ID.fullmatch(name):
                 try:
-                    await trio.to_thread.run_sync(remove_tree, directory / name)
+                    await in_thread(remove_tree, directory / name)
                     removed += 1
                 except OSError as error:
                     log.error(
