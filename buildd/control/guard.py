@@ -5,8 +5,8 @@ a client that speaks the wire protocol by itself can have it collect them withou
 resident memory is watched, and when it leaps, all connections of the control socket are shut down, which frees
 what they had sent. Clients connect again by themselves, and no request that was accepted is lost by it.
 
-And libzmq aborts the process when it cannot accept a connection for want of a descriptor. So when few are left, it
-accepts none, and where it is connections that have taken the others, they are shut.
+And libzmq aborts the process when it cannot accept a connection for want of a descriptor. So before that happens, its
+listener is closed, and all connections with it; who comes then waits until there are descriptors again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Door(Protocol):
         """Accept connections."""
 
     def close(self) -> None:
-        """Leave those who come in the kernel's queue."""
+        """Shut all connections, and leave those who come in the kernel's queue."""
 
 
 async def guard_memory(path: Path) -> None:
@@ -87,16 +87,15 @@ async def _shut_until_relieved(path: Path, least: int, resident: Callable[[], in
             return now
 
 
-async def guard_descriptors(path: Path, door: Door) -> None:
+async def guard_descriptors(door: Door) -> None:
     """Close the door while descriptors are all but gone, until cancelled."""
     while True:
         await trio.sleep(_look_every())
         if not descriptors.all_but_gone():
             continue
+        used = descriptors.in_use()
         door.close()
-        many = len(list(_connections(path))) > descriptors.in_use() // 2
-        count = shut_connections(path) if many else 0
-        log.error("file descriptors run out; no control connections are accepted for now", connections_shut=count)
+        log.error("file descriptors run out; all control connections are shut", open_files=used)
         await descriptors.wait_for_connections()
         door.open()
 
@@ -117,20 +116,7 @@ def _give_back() -> None:
 def shut_connections(path: Path) -> int:
     """Shut down every accepted connection of the Unix socket at `path` in this process; how many there were."""
     count = 0
-    for connection in _connections(path):
-        with contextlib.suppress(OSError):  # it is gone
-            connection.shutdown(socket.SHUT_RDWR)
-            count += 1
-    return count
-
-
-def _connections(path: Path) -> Iterator[socket.socket]:
-    """The accepted connections of the Unix socket at `path` in this process, each open until the next is asked for."""
-    try:
-        names = os.listdir("/proc/self/fd")
-    except OSError:  # no descriptor is left to look with
-        return
-    for name in names:
+    for name in os.listdir("/proc/self/fd"):
         try:
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
@@ -139,9 +125,11 @@ def _connections(path: Path) -> Iterator[socket.socket]:
             continue  # gone
         with connection:
             try:
-                ours = connection.family == socket.AF_UNIX and connection.getsockname() == os.fspath(path)
-                accepting = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)  # shut, it ends libzmq
+                if connection.family != socket.AF_UNIX or connection.getsockname() != os.fspath(path):
+                    continue
+                if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # shut, it would end libzmq
+                    connection.shutdown(socket.SHUT_RDWR)
+                    count += 1
             except OSError:
                 continue
-            if ours and not accepting:
-                yield connection
+    return count

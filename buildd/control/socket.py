@@ -88,7 +88,7 @@ class ControlSocket:
             door.open()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(guard_memory, path)
-                nursery.start_soon(guard_descriptors, path, door)
+                nursery.start_soon(guard_descriptors, door)
                 task_status.started()
                 await self._own(router, nursery)
         finally:
@@ -183,7 +183,7 @@ class _Door:
         self._wake()
 
     def close(self) -> None:
-        self._router.unbind(self._address)
+        self._router.unbind(self._address)  # libzmq ends the connections with the listener that accepted them
         self._wake()
 
 

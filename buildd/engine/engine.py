@@ -350,7 +350,7 @@ class Engine:
             return False
         try:
             now = await self._planner.look_again(origin)
-            tree = await in_thread(GitStore(Path(now.store)).subtree, now.tree, package.package.path)
+            tree = await in_thread(_subtree, now.store, now.tree, package.package.path)
         except (BuilddError, OSError):
             return True  # it does not hold still, or is gone
         except Exception:
@@ -618,6 +618,12 @@ def _delay(retry: RetryConfig, attempt: int) -> float:
         return min(float(retry.max_delay), float(retry.delay) * retry.backoff ** (attempt - 1))
     except OverflowError:
         return float(retry.max_delay)
+
+
+def _subtree(store: str, tree: str, path: str) -> str:
+    """The id of a directory in a tree. Blocks. Raises BuilddError."""
+    with GitStore(Path(store)) as git:
+        return git.subtree(tree, path)
 
 
 def _fail_fast(name: str) -> str:

@@ -141,7 +141,7 @@ class Planner:
         self._snapshots = cache_dir / "snapshots"
         self._looks: dict[str, _Look] = {}
         """By local path: the next look at a directory, which has not begun."""
-        self._locks: dict[str, trio.Lock] = {}
+        self._locks: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
         """By the directory that a snapshot is taken of."""
         self._discoveries = Discoveries(Keepsakes(cache_dir / "discoveries"))
         self._plans: OrderedDict[object, Plan] = OrderedDict()
@@ -273,7 +273,8 @@ class Planner:
 
             def present(place: Located = place) -> bool:
                 try:
-                    GitStore(Path(place.store)).subtree(place.tree, place.path)
+                    with GitStore(Path(place.store)) as git:
+                        git.subtree(place.tree, place.path)
                 except NotFound:
                     return False
                 return True
@@ -362,7 +363,8 @@ class Planner:
         def work() -> str:
             store.parent.mkdir(parents=True, exist_ok=True)
             tree = snapshot(directory, store)
-            GitStore(store).subtree(tree, inside)
+            with GitStore(store) as git:
+                git.subtree(tree, inside)
             return tree
 
         async with self._locks.setdefault(str(directory), trio.Lock()):  # two snapshots would share an index
@@ -522,7 +524,8 @@ def _git_top(directory: Path) -> Path | None:
 
 
 def _at_revision(store: str, revision: str | None, *, repository: str, path: str) -> Located:
-    git = GitStore(Path(store))
-    commit = git.resolve(revision)
-    git.subtree(commit, path)
-    return Located(repository=repository, store=store, commit=commit, tree=git.subtree(commit, "."), path=path)
+    with GitStore(Path(store)) as git:
+        commit = git.resolve(revision)
+        git.subtree(commit, path)
+        tree = git.subtree(commit, ".")
+    return Located(repository=repository, store=store, commit=commit, tree=tree, path=path)

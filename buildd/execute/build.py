@@ -336,9 +336,10 @@ class _Builder:
         self._say(f"{self._package.name} {self._package.version}, build {self._spec.id}, key {self._spec.key}{again}")
         self._tools.sandbox.refresh()
         self._tools.work.make(self._spec.id)
-        GitStore(Path(self._package.store)).checkout(
-            self._package.tree, self._work / "src", SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
-        )
+        with GitStore(Path(self._package.store)) as git:
+            git.checkout(
+                self._package.tree, self._work / "src", SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
+            )
 
     async def _collect(self) -> Manifest:
         """Move what is staged into the artifact store."""
