@@ -2,6 +2,7 @@
 # make test    set up everything needed, check the code and run the tests
 # make lint    only check the code
 # make bench   run the benchmarks
+# make soak    a thousand builds and a hundred at once in one daemon: does anything leak? (takes minutes)
 # make clean   remove everything that these targets made
 #
 # Everything goes into .venv and .buildd in this directory. PYTHON=python3.12 chooses the interpreter.
@@ -17,7 +18,7 @@ PYTHON_SCRIPTS := examples/run examples/toolchain examples/distfiles/pack
 SHELL_SCRIPTS := .ci/run examples/upstream/make-repository examples/upstream/serve
 MAN_PAGES = $(wildcard man/*.[1-9])
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench soak clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python examples/toolchain
@@ -28,6 +29,9 @@ test: lint
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench
+
+soak: $(VENV)/.installed-soak
+	PYTHONPATH=tests $(BIN)/python -m soak
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . $(PYTHON_SCRIPTS)
@@ -66,3 +70,8 @@ $(VENV)/.installed-test: $(VENV)/.created $(METADATA)
 	@echo "installing buildd and what its tests need into $(VENV)"
 	@$(PIP) install --config-settings editable_mode=compat -e ".[test]"
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-soak: $(VENV)/.installed-test
+	@echo "installing what the soak draws its picture with into $(VENV)"
+	@$(PIP) install --config-settings editable_mode=compat -e ".[test,soak]"
+	@touch $@

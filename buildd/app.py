@@ -60,6 +60,7 @@ from buildd.store.queries import Queries
 from buildd.store.rebuild import Receipts
 from buildd.store.repositories import RepositoryStore
 from buildd.store.runs import RunStore
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -113,7 +114,7 @@ class Daemon:
             self._earlier_end = _begin_life(state_dir)
             sandbox = await choose(config)
             database = Database(state_dir / "buildd.db", Receipts(state_dir))
-            await trio.to_thread.run_sync(database.open)
+            await in_thread(database.open)
             async with trio.open_nursery() as storage:
                 await storage.start(database.run)
                 journal = Journal(database, config.events.keep)
@@ -156,7 +157,7 @@ class Daemon:
             cgroups=groups,
             instance=new_instance(state_dir),
         )
-        await trio.to_thread.run_sync(tools.artifacts.remove_temporaries)
+        await in_thread(tools.artifacts.remove_temporaries)
         runs = RunStore(database)
         engine = Engine(
             config=self.config,
@@ -216,9 +217,7 @@ class Daemon:
         sandbox = tools.sandbox
 
         async def checks() -> tuple[CheckResult, ...]:
-            return await trio.to_thread.run_sync(
-                partial(machine_checks, self._config, sandbox=sandbox.name, weaker=sandbox.weaker)
-            )
+            return await in_thread(partial(machine_checks, self._config, sandbox=sandbox.name, weaker=sandbox.weaker))
 
         queries = Queries(database)
         services = Services(

@@ -93,8 +93,6 @@ class BuildFailure(BuilddError):
         self.transient: bool = reason == "disk_full" if transient is None else transient
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Whether the machine was short of processes, threads, memory or open files, which may pass."""
-    if isinstance(error, OSError):
-        return error.errno in _SCARCE
-    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
+def is_shortage(error: OSError) -> bool:
+    """Whether the machine was short of processes, memory or open files, which may pass."""
+    return error.errno in _SCARCE

@@ -21,16 +21,12 @@ from typing import IO
 
 import trio
 
+from buildd import shortage
+from buildd.errors import is_shortage
+
 _live: set[int] = set()
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _KILL_LIMIT_S = 1.0
 _RSS_MARGIN = 4 << 20  # the kernel's counters lag behind by some pages for each thread
-
-
-def own_resident_bytes() -> int:
-    """Resident memory of this process."""
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * _PAGE
 
 
 def live_pids() -> frozenset[int]:
@@ -119,7 +115,8 @@ class Process:
             select.select([self._pidfd], [], [], _KILL_LIMIT_S)
             self._reap(os.WNOHANG)
         if self.exit is None:
-            threading.Thread(target=self._reap, args=(0,), name=f"reap-{self.pid}", daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # no thread can be had: what is stuck stays with us
+                threading.Thread(target=self._reap, args=(0,), name=f"reap-{self.pid}", daemon=True).start()
         for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -160,17 +157,37 @@ def spawn(
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("processes are spawned from the main thread only: PDEATHSIG follows the thread")
-    with _bound_to(processors):
-        popen = subprocess.Popen(
-            argv,
-            env=dict(env),
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
+    try:
+        with _bound_to(processors):
+            process = _start(argv, dict(env), cwd, stdin, stdout, stderr, pass_fds, nice)
+    except OSError as error:
+        if is_shortage(error):
+            shortage.note("processes", f"no process can be started ({error.strerror})")
+        raise
+    shortage.clear("processes")
+    return process
+
+
+def _start(
+    argv: Sequence[str],
+    env: dict[str, str],
+    cwd: str | os.PathLike[str],
+    stdin: int | IO[bytes],
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes],
+    pass_fds: Sequence[int],
+    nice: int,
+) -> Process:
+    popen = subprocess.Popen(
+        argv,
+        env=env,
+        cwd=cwd,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
     try:
         if nice > 0:
             os.setpriority(os.PRIO_PGRP, popen.pid, nice)  # with what it may have started by now

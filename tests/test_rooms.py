@@ -21,7 +21,22 @@ FLOORS = [  # from top to bottom
     {"store"},
     {"monitor"},
     {"planner"},
-    {"model", "protocol", "config", "errors", "process", "systemd", "logging", "heap", "cgroups", "scope", "life"},
+    {
+        "model",
+        "protocol",
+        "config",
+        "errors",
+        "process",
+        "systemd",
+        "logging",
+        "heap",
+        "cgroups",
+        "scope",
+        "life",
+        "threads",
+        "shortage",
+        "descriptors",
+    },
 ]
 DOORS = {
     "zmq": "buildd/control/socket.py",

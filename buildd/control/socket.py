@@ -13,31 +13,24 @@ what libzmq collects of unfinished messages is bounded by `guard`.
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import socket as unix
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import structlog
 import trio
 import zmq
 from msgspec import Struct
 
-from buildd.control.guard import guard_memory
-from buildd.errors import InvalidInput
+from buildd.control.guard import guard_descriptors, guard_memory
+from buildd.control.listening import listen
 from buildd.protocol import MAX_MESSAGE_BYTES
-
-log = structlog.get_logger()
 
 MAX_IN_FLIGHT = 1024
 MAX_PER_PEER = 32
 _SEND_QUEUE = 64  # answers that libzmq keeps for one peer that does not read
 _RECEIVE_QUEUE = 64
-_BACKLOG = 512
 _LAST_WORDS_MS = 100
-_PATH_LIMIT = 107  # of sockaddr_un, less the final NUL
 
 
 class Peer(Struct, frozen=True):
@@ -78,26 +71,24 @@ class ControlSocket:
 
         Raises InvalidInput when the path is too long, or in use by a living daemon.
         """
-        if adopted_fd is None:
-            _make_way(path)
         context = zmq.Context()
         router = context.socket(zmq.ROUTER)
+        listener = -1
         try:
+            listener = listen(path, mode, group) if adopted_fd is None else adopted_fd
+            os.set_blocking(listener, False)
             router.setsockopt(zmq.LINGER, 0)
             router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
             router.setsockopt(zmq.SNDHWM, _SEND_QUEUE)
             router.setsockopt(zmq.RCVHWM, _RECEIVE_QUEUE)
-            router.setsockopt(zmq.BACKLOG, _BACKLOG)
             router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer that cannot be routed is counted, not lost
             router.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
             context.setsockopt(zmq.MAX_SOCKETS, 4096)
-            if adopted_fd is not None:
-                router.setsockopt(zmq.USE_FD, adopted_fd)
-            router.bind(f"ipc://{path}")
-            if adopted_fd is None:
-                _hand_over(path, mode, group)
+            door = _Door(router, listener, path, self._wake)
+            door.open()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(guard_memory, path)
+                nursery.start_soon(guard_descriptors, door)
                 task_status.started()
                 await self._own(router, nursery)
         finally:
@@ -105,9 +96,11 @@ class ControlSocket:
                 self._send(router, self._outbox.popleft())
             router.close(linger=_LAST_WORDS_MS)
             context.term()
-            if adopted_fd is None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+            if listener >= 0:
+                os.close(listener)
+                if adopted_fd is None:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
 
     async def _own(self, router: zmq.Socket[bytes], nursery: trio.Nursery) -> None:
         """The owning task: everything that touches the socket happens here."""
@@ -132,6 +125,10 @@ class ControlSocket:
 
     def _post(self, frames: list[bytes]) -> None:
         self._outbox.append(frames)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have the owner look at the socket: somebody else may have consumed its edge."""
         if self._waiting is not None:
             self._waiting.cancel()
 
@@ -174,6 +171,22 @@ class ControlSocket:
                 del self._per_peer[envelope[0]]
 
 
+class _Door:
+    """Whether libzmq accepts connections: it is lent the listening socket while it may."""
+
+    def __init__(self, router: zmq.Socket[bytes], listener: int, path: Path, wake: Callable[[], None]) -> None:
+        self._router, self._listener, self._address, self._wake = router, listener, f"ipc://{path}", wake
+
+    def open(self) -> None:
+        self._router.setsockopt(zmq.USE_FD, os.dup(self._listener))  # libzmq closes it when the door does
+        self._router.bind(self._address)
+        self._wake()
+
+    def close(self) -> None:
+        self._router.unbind(self._address)  # libzmq ends the connections with the listener that accepted them
+        self._wake()
+
+
 def _envelope(frames: list[bytes]) -> list[bytes] | None:
     """Everything up to and with the empty delimiter; None when there is none."""
     return frames if len(frames) >= 2 and frames[-1] == b"" else None
@@ -186,35 +199,3 @@ def _peer(frame: zmq.Frame) -> Peer:
         return Peer(int(uid), int(gid), int(pid))
     except (zmq.ZMQError, ValueError, IndexError):
         return Peer(-1, -1, -1)
-
-
-def _make_way(path: Path) -> None:
-    """Prepare the place of the socket; remove what a killed daemon left. Raises InvalidInput."""
-    if len(os.fsencode(path)) > _PATH_LIMIT:
-        raise InvalidInput(
-            f"the socket path {path} is longer than {_PATH_LIMIT} bytes",
-            hint="set daemon.runtime_dir to a shorter directory",
-        )
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    if not path.exists():
-        return
-    with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except OSError:
-            path.unlink(missing_ok=True)
-            return
-    raise InvalidInput(f"another daemon answers at {path}", hint="stop it, or set daemon.runtime_dir")
-
-
-def _hand_over(path: Path, mode: int, group: str | None) -> None:
-    """Give the socket its mode, and its group where there is one and we may."""
-    os.chmod(path, mode)
-    if group is None:
-        return
-    try:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
-    except KeyError:
-        log.info("the control group does not exist; root and the daemon's user control it", group=group)
-    except PermissionError:
-        log.info("the control socket keeps the daemon's own group", group=group)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Mapping, Set
 from functools import partial
 
 import structlog
-import trio
 from msgspec import Struct
 
 from buildd.config import Config
@@ -27,6 +26,7 @@ from buildd.protocol import VerdictState
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.journal import Journal
 from buildd.store.runs import KnownResult, RunStore
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -99,7 +99,7 @@ class Assessor:
         """Verify an artifact before it is used; a damaged one is set aside."""
         why = "its files are not what its manifest says"
         try:
-            if await trio.to_thread.run_sync(self._artifacts.verify_on_use, output):
+            if await in_thread(self._artifacts.verify_on_use, output):
                 return self._artifacts.exists(output)  # it may have gone meanwhile
         except OSError as error:
             if is_shortage(error):
@@ -107,7 +107,7 @@ class Assessor:
                 return True
             why = f"it cannot be read: {error}"
         try:
-            place = await trio.to_thread.run_sync(self._artifacts.set_aside, output)
+            place = await in_thread(self._artifacts.set_aside, output)
         except OSError as error:
             self._stuck.add(output)
             log.error("a damaged artifact cannot be set aside", output_id=output, error=str(error))
@@ -149,7 +149,7 @@ class Assessor:
 
         Raises DatabaseError.
         """
-        vanished = await trio.to_thread.run_sync(self._artifacts.vanished)
+        vanished = await in_thread(self._artifacts.vanished)
         if vanished:
             self.forget(vanished)
         verified: set[str] = set()
@@ -191,7 +191,7 @@ class Assessor:
             usable=self._is_there,
             forced=forced,
         )
-        settled, open_ = work() if len(wanted) <= _AT_ONCE else await trio.to_thread.run_sync(work)
+        settled, open_ = work() if len(wanted) <= _AT_ONCE else await in_thread(work)
         return Standing(settled, open_), results
 
     def _is_there(self, output: str) -> bool:
@@ -200,7 +200,7 @@ class Assessor:
     async def assess(self, plan: Plan, rules: Rules) -> Assessment:
         """What a run of the plan would find now."""
         standing, _ = await self.standing(plan, rules)
-        return await trio.to_thread.run_sync(_assessment, plan, rules, standing)
+        return await in_thread(_assessment, plan, rules, standing)
 
 
 def _used(plan: Plan, standing: Standing) -> set[str]:

@@ -25,10 +25,12 @@ from buildd.config import Config
 from buildd.engine.account import Account
 from buildd.errors import BuilddError
 from buildd.protocol import CollectResult
+from buildd.store import remains
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.collect import Choice, Limits, Space, Victim, attainable, choose, limits_of, short_of_space
 from buildd.store.journal import Journal
 from buildd.store.usage import Surveyor
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -78,7 +80,7 @@ class Collector:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the limits until cancelled; first removes what an interrupted collection left."""
         try:
-            await trio.to_thread.run_sync(self._surveyor.remove_temporaries)
+            await in_thread(self._surveyor.remove_temporaries)
         except OSError as error:
             log.error("what an earlier collection left cannot be removed", error=str(error))
         position = self._journal.last
@@ -112,11 +114,13 @@ class Collector:
 
     async def _tend(self, disk_full: bool) -> None:
         """Collect if a limit is not kept, or may not be."""
+        if remains.some():
+            await in_thread(remains.remove_again)
         now = trio.current_time()
         if now < self._rest_until and not disk_full:
             return
         cache = self._config().cache
-        space = await trio.to_thread.run_sync(self._surveyor.space)
+        space = await in_thread(self._surveyor.space)
         limits = attainable(limits_of(cache), space)
         if disk_full and limits.min_free_bytes:
             limits = self._roomier(limits, space)
@@ -144,7 +148,7 @@ class Collector:
 
     async def limits(self) -> Limits:
         """Those of the configuration, as they are applied on this file system."""
-        space = await trio.to_thread.run_sync(self._surveyor.space)
+        space = await in_thread(self._surveyor.space)
         return attainable(limits_of(self._config().cache), space)
 
     # --- one collection -----------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ class Collector:
             account = Account(limits, dry_run)
             for _ in range(_ROUNDS):
                 choice = await self._choose(account, slack)
-                packages = await trio.to_thread.run_sync(self._packages_of, choice.victims)
+                packages = await in_thread(self._packages_of, choice.victims)
                 if dry_run:
                     account.gone(choice.victims, packages)
                     break
@@ -167,15 +171,15 @@ class Collector:
         return result
 
     async def _choose(self, account: Account, slack: float) -> Choice:
-        entries = await trio.to_thread.run_sync(self._surveyor.survey)
+        entries = await in_thread(self._surveyor.survey)
         for index, entry in enumerate(entries):
             if account.is_stuck(entry) or (entry.kind == "artifact" and self._is_needed(entry.id)):
                 entries[index] = msgspec.structs.replace(entry, in_use=True)
             if index % _SLICE == 0:
                 await trio.lowlevel.checkpoint()
-        account.survey(entries, await trio.to_thread.run_sync(self._surveyor.space))
+        account.survey(entries, await in_thread(self._surveyor.space))
         work = partial(choose, entries, account.limits, account.space, now=time.time(), slack=slack)
-        return await trio.to_thread.run_sync(work)
+        return await in_thread(work)
 
     def _is_needed(self, output: str) -> bool:
         return self._artifacts.holds.is_held(output) or self._in_use(output)
@@ -197,7 +201,7 @@ class Collector:
                 self._forget(outputs)
             going += part
             await trio.lowlevel.checkpoint()
-        gone, failed = await trio.to_thread.run_sync(self._remove_files, going, abandon_on_cancel=True)
+        gone, failed = await in_thread(self._remove_files, going, abandon_on_cancel=True)
         account.gone(gone, packages)
         account.failed(failed)
         return len(gone) == len(victims)

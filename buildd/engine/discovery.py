@@ -100,13 +100,13 @@ class Discoveries:
             like = self._loaded(repository, store)
             found = like if like is not None and like.tree == tree else None
         if found is None:
-            reader = RevisionTree(GitStore(Path(store)), tree)
-            origin = Origin(repository=repository, store=store)
-            found = _derived(like, reader, origin) if like is not None else None
-            derived = found is not None
-            if found is None:
-                files = discover(reader, origin)
-                found = Revision(tree, {file: _reused(files[file], like) for file in files} if like else files)
+            with GitStore(Path(store)) as git:
+                reader, origin = RevisionTree(git, tree), Origin(repository=repository, store=store)
+                found = _derived(like, reader, origin) if like is not None else None
+                derived = found is not None
+                if found is None:
+                    files = discover(reader, origin)
+                    found = Revision(tree, {file: _reused(files[file], like) for file in files} if like else files)
             self._remember((repository, store, tree), found)
             self._save(repository, store, found, derived=derived)
         return found

@@ -66,6 +66,7 @@ from buildd.store.runs import (
     save_places,
     update_run,
 )
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -357,7 +358,7 @@ class Engine:
             return False
         try:
             now = await self._planner.look_again(origin)
-            tree = await trio.to_thread.run_sync(GitStore(Path(now.store)).subtree, now.tree, package.package.path)
+            tree = await in_thread(_subtree, now.store, now.tree, package.package.path)
         except (BuilddError, OSError):
             return True  # it does not hold still, or is gone
         except Exception:
@@ -463,7 +464,7 @@ class Engine:
             done = run.progress.in_state("success", "skipped")
             made = [(p.package, p.output_id) for p in done if p.output_id is not None]
             made += [(entry.package, entry.output_id) for entry in run.progress.settled.values()]
-            await trio.to_thread.run_sync(collect_release, self._release_dir(run), made, self._tools.artifacts)
+            await in_thread(collect_release, self._release_dir(run), made, self._tools.artifacts)
         if stats.failed:
             names = ", ".join(p.package.name for p in run.progress.in_state("failed")[:5])
             more = f" and {stats.failed - 5} more" if stats.failed > 5 else ""
@@ -513,7 +514,7 @@ class Engine:
             del self._unwritten[run.id]
         if run.progress is not None and len(run.progress.packages) > LARGE_RUN:
             run.progress = None
-            await trio.to_thread.run_sync(heap.give_back)
+            await in_thread(heap.give_back)
 
     def _touch(self, run: Run, lineage: Lineage, outputs: list[str]) -> None:
         """Note in the background that artifacts were used: those of a large run not at every start."""
@@ -523,7 +524,7 @@ class Engine:
             outputs = [*outputs, *(entry.output_id for entry in run.standing.settled.values())]
         if outputs:
             self._nursery.start_soon(
-                partial(trio.to_thread.run_sync, self._tools.artifacts.touch, outputs, limiter=self._tools.threads)
+                partial(in_thread, self._tools.artifacts.touch, outputs, limiter=self._tools.threads)
             )
 
     # --- states -------------------------------------------------------------------------------------------
@@ -625,6 +626,12 @@ def _delay(retry: RetryConfig, attempt: int) -> float:
         return min(float(retry.max_delay), float(retry.delay) * retry.backoff ** (attempt - 1))
     except OverflowError:
         return float(retry.max_delay)
+
+
+def _subtree(store: str, tree: str, path: str) -> str:
+    """The id of a directory in a tree. Blocks. Raises BuilddError."""
+    with GitStore(Path(store)) as git:
+        return git.subtree(tree, path)
 
 
 def _fail_fast(name: str) -> str:

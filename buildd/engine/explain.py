@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-import trio
 
 from buildd.engine.assess import Verdict
 from buildd.engine.targets import is_url
@@ -23,6 +22,7 @@ from buildd.protocol import Cause, FileChange, PackageVerdict
 from buildd.repos.clones import Clones
 from buildd.repos.trees import GitStore
 from buildd.store.queries import Queries, Success
+from buildd.threads import in_thread
 
 MAX_FILES = 1000
 """Changed files that one answer names; the message of the cause counts all."""
@@ -124,7 +124,7 @@ class Explainer:
 
     async def _there(self, success: Success) -> bool:
         output = success.build.output_id
-        return output is not None and await trio.to_thread.run_sync(self._exists, output)
+        return output is not None and await in_thread(self._exists, output)
 
     async def _never_built(self, package: str, before: float | None = None) -> Cause:
         failed = await self._queries.failures(package, 1, before=before)
@@ -181,7 +181,7 @@ class Explainer:
             )
             return file_changes(before, after) if before is not None and after is not None else None
 
-        return await trio.to_thread.run_sync(work)
+        return await in_thread(work)
 
     async def _follow(
         self, verdict: PackageVerdict, found: dict[str, PackageVerdict], seen: set[str], limit: int

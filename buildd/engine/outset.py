@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Set
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from buildd.model import BuildRecord
 from buildd.repos.trees import GitStore, crc32
 from buildd.store.database import DatabaseError, Statement
 from buildd.store.runs import KnownResult, RunStore, save_places, save_source
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -144,15 +146,16 @@ class Preparer:
 
         def read() -> list[Statement]:
             statements = []
-            git = {store: GitStore(Path(store)) for store in set(fresh.values())}
-            for tree, store in fresh.items():
-                listing = git[store].listing(tree)
-                run.crcs[tree] = crc32(listing)
-                files = [(os.fsencode(e.path), e.mode, bytes.fromhex(e.id)) for e in listing]
-                statements.append(save_source(tree, run.crcs[tree], files))
+            with ExitStack() as opened:
+                git = {store: opened.enter_context(GitStore(Path(store))) for store in set(fresh.values())}
+                for tree, store in fresh.items():
+                    listing = git[store].listing(tree)
+                    run.crcs[tree] = crc32(listing)
+                    files = [(os.fsencode(e.path), e.mode, bytes.fromhex(e.id)) for e in listing]
+                    statements.append(save_source(tree, run.crcs[tree], files))
             return statements
 
-        return await trio.to_thread.run_sync(read) if fresh else []
+        return await in_thread(read) if fresh else []
 
 
 async def _patiently(query: Callable[[], Awaitable[T]], without: T) -> T:

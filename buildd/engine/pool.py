@@ -22,6 +22,7 @@ import msgspec
 import structlog
 import trio
 
+from buildd import descriptors
 from buildd.config import Config
 from buildd.engine.active import ActiveBuild
 from buildd.engine.assess import NAMED_OUTPUTS
@@ -39,9 +40,12 @@ from buildd.store.artifacts import Manifest, Receipt
 from buildd.store.database import Commit, DatabaseError, Statement
 from buildd.store.listing import differing_files
 from buildd.store.runs import KnownResult, index_package, insert_build, update_build
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
+_DESCRIPTORS = 6
+"""More than a build holds while its phases run: its log, its process, and the pipes of its output and its reports."""
 _SOURCE_CHANGED = "its source changed while it was built; the next run builds it again"
 
 
@@ -90,6 +94,8 @@ class WorkerPool:
         self._order = count()
         """In which builds were dispatched: the most urgent ones first."""
         self._dispatching = False
+        self._holding = False
+        """Whether builds wait for file descriptors."""
         self._idle = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.draining: str | None = None
@@ -106,7 +112,7 @@ class WorkerPool:
                 await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_WITHIN_S):
-                await trio.to_thread.run_sync(self._tools.work.close, abandon_on_cancel=True)
+                await in_thread(self._tools.work.close, abandon_on_cancel=True)
 
     @property
     def busy(self) -> int:
@@ -169,7 +175,25 @@ class WorkerPool:
             self._dispatching = False
 
     def _may_start(self) -> bool:
-        return self.draining is None and self.busy < self._config().workers.max_concurrent_builds
+        if self.draining is not None or self.busy >= self._config().workers.max_concurrent_builds:
+            return False
+        if not descriptors.scarce(self._promised()):
+            return True
+        if not self._holding:
+            self._holding = True
+            assert self._nursery is not None
+            self._nursery.start_soon(self._go_on_with_descriptors)
+        return False
+
+    def _promised(self) -> int:
+        """Descriptors that the next build takes, with those that have not come to their first phase."""
+        return _DESCRIPTORS * (1 + sum(active.phase is None for active in self._active.values()))
+
+    async def _go_on_with_descriptors(self) -> None:
+        """Start builds again when there are file descriptors for them."""
+        await descriptors.wait_for_some(self._promised)
+        self._holding = False
+        self.dispatch()
 
     def _waiting(self, ready: Ready) -> tuple[Run, PackageRun] | None:
         """The package, unless it was cancelled or blocked since it became ready, or is being looked at."""
@@ -344,7 +368,7 @@ class WorkerPool:
         if manifest.output_id == earlier:
             return outcome
         try:
-            before = await trio.to_thread.run_sync(self._tools.artifacts.manifest, earlier)
+            before = await in_thread(self._tools.artifacts.manifest, earlier)
         except BuilddError as error:
             return msgspec.structs.replace(outcome, state="failed", reason="sandbox_failed", message=error.message)
         message = differing_files(before.entries, manifest.entries)
@@ -409,9 +433,7 @@ class WorkerPool:
         assert build.output_id is not None
         receipt = Receipt(repository=build.repository, build=build, inputs=inputs)
         try:
-            await trio.to_thread.run_sync(
-                self._tools.artifacts.add_receipt, build.output_id, receipt, limiter=self._tools.threads
-            )
+            await in_thread(self._tools.artifacts.add_receipt, build.output_id, receipt, limiter=self._tools.threads)
         except OSError as error:
             return msgspec.structs.replace(
                 build,

@@ -32,6 +32,7 @@ from buildd.model import Package
 from buildd.planner.graph import dependents, topological_order
 from buildd.repos.clones import Clones
 from buildd.repos.trees import GitStore, snapshot
+from buildd.threads import in_thread
 
 MAX_PACKAGES = 100_000
 KEPT_PLANS = 8
@@ -140,7 +141,7 @@ class Planner:
         self._snapshots = cache_dir / "snapshots"
         self._looks: dict[str, _Look] = {}
         """By local path: the next look at a directory, which has not begun."""
-        self._locks: dict[str, trio.Lock] = {}
+        self._locks: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
         """By the directory that a snapshot is taken of."""
         self._discoveries = Discoveries(Keepsakes(cache_dir / "discoveries"))
         self._plans: OrderedDict[object, Plan] = OrderedDict()
@@ -208,7 +209,7 @@ class Planner:
         selected, depends = await self._resolve(known, wanted, refresh, held)
         if len(selected) > MAX_PACKAGES:
             raise InvalidInput(f"the plan has {len(selected)} packages, over {MAX_PACKAGES}")
-        order = await trio.to_thread.run_sync(topological_order, depends)
+        order = await in_thread(topological_order, depends)
         tools = self._look_for({t for p in selected.values() for t in p.tools})
         return Plan(
             {name: _final(selected[name], depends[name], tools) for name in order},
@@ -272,12 +273,13 @@ class Planner:
 
             def present(place: Located = place) -> bool:
                 try:
-                    GitStore(Path(place.store)).subtree(place.tree, place.path)
+                    with GitStore(Path(place.store)) as git:
+                        git.subtree(place.tree, place.path)
                 except NotFound:
                     return False
                 return True
 
-            if not await trio.to_thread.run_sync(present):
+            if not await in_thread(present):
                 return False
         return True
 
@@ -293,7 +295,7 @@ class Planner:
             try:
                 async with self._locks.setdefault(place.directory, trio.Lock()):
                     del self._looks[place.directory]
-                    look.tree = await trio.to_thread.run_sync(snapshot, Path(place.directory), Path(place.store))
+                    look.tree = await in_thread(snapshot, Path(place.directory), Path(place.store))
             except (BuilddError, OSError) as error:
                 look.error = error
             finally:
@@ -311,9 +313,7 @@ class Planner:
 
     async def _locate(self, target: Target, refresh: bool, held: AsyncExitStack, worktree: bool) -> Located:
         if target.local:
-            found = await trio.to_thread.run_sync(
-                partial(self._locate_directory, Path(target.repo), target.revision, worktree)
-            )
+            found = await in_thread(partial(self._locate_directory, Path(target.repo), target.revision, worktree))
             return found if isinstance(found, Located) else await self._snapshot(*found)
         if worktree:
             raise InvalidInput(
@@ -323,9 +323,7 @@ class Planner:
         url = target.repo if is_url(target.repo) else self._clones.find(target.repo).url
         record = await self._clones.ensure(url, refresh=refresh)
         held.enter_context(self._clones.use(record.url))
-        return await trio.to_thread.run_sync(
-            partial(_at_revision, record.path, target.revision, repository=record.url, path=".")
-        )
+        return await in_thread(partial(_at_revision, record.path, target.revision, repository=record.url, path="."))
 
     def _locate_directory(self, directory: Path, revision: str | None, worktree: bool) -> Located | tuple[Path, str]:
         """A commit, or the directory to take a snapshot of and the part of it that is meant."""
@@ -365,11 +363,12 @@ class Planner:
         def work() -> str:
             store.parent.mkdir(parents=True, exist_ok=True)
             tree = snapshot(directory, store)
-            GitStore(store).subtree(tree, inside)
+            with GitStore(store) as git:
+                git.subtree(tree, inside)
             return tree
 
         async with self._locks.setdefault(str(directory), trio.Lock()):  # two snapshots would share an index
-            tree = await trio.to_thread.run_sync(work)
+            tree = await in_thread(work)
         return Located(
             repository=str(directory), store=str(store), commit=None, tree=tree, path=inside, directory=str(directory)
         )
@@ -379,9 +378,7 @@ class Planner:
     async def _discover(self, known: _Known, place: Located) -> Revision:
         home = (place.repository, place.store, place.tree)
         if home not in known.revisions:
-            known.revisions[home] = await trio.to_thread.run_sync(
-                self._discoveries.look, place.repository, place.store, place.tree
-            )
+            known.revisions[home] = await in_thread(self._discoveries.look, place.repository, place.store, place.tree)
         return known.revisions[home]
 
     async def _foreign(self, known: _Known, text: str, refresh: bool, held: AsyncExitStack) -> Located:
@@ -527,7 +524,8 @@ def _git_top(directory: Path) -> Path | None:
 
 
 def _at_revision(store: str, revision: str | None, *, repository: str, path: str) -> Located:
-    git = GitStore(Path(store))
-    commit = git.resolve(revision)
-    git.subtree(commit, path)
-    return Located(repository=repository, store=store, commit=commit, tree=git.subtree(commit, "."), path=path)
+    with GitStore(Path(store)) as git:
+        commit = git.resolve(revision)
+        git.subtree(commit, path)
+        tree = git.subtree(commit, ".")
+    return Located(repository=repository, store=store, commit=commit, tree=tree, path=path)

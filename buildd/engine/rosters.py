@@ -9,14 +9,13 @@ import uuid
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import trio
-
 from buildd.engine.discovery import differing
 from buildd.engine.run import Run
 from buildd.engine.uptodate import Settled
 from buildd.engine.views import package_view
 from buildd.store.database import Statement
 from buildd.store.runs import RosterEntry, save_packages, save_roster
+from buildd.threads import in_thread
 
 _FEW_CHANGES = 50
 """A roster that differs in more than these, and in a twentieth of its packages, is stored anew."""
@@ -53,7 +52,7 @@ class Rosters:
         if roster is None or len(changes) > max(_FEW_CHANGES, len(settled) // 20):
             roster, changes = Roster(str(uuid.uuid4()), settled), {}
             entries = [roster_entry(entry) for entry in settled.values()]
-            statements = [await trio.to_thread.run_sync(save_roster, roster.id, entries)]
+            statements = [await in_thread(save_roster, roster.id, entries)]
             self._last[home] = roster
             while len(self._last) > _KEPT:
                 self._last.pop(next(iter(self._last)))

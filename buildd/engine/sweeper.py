@@ -24,6 +24,7 @@ from buildd.store.database import Database
 from buildd.store.journal import Journal
 from buildd.store.logs import Logs
 from buildd.store.runs import RunStore
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -97,7 +98,7 @@ class Sweeper:
 
     async def _find(self) -> Strays:
         """What is there of builds that are not active; looked for first, so that none that begins now is among it."""
-        there = await trio.to_thread.run_sync(self._leftovers.find)
+        there = await in_thread(self._leftovers.find)
         records: frozenset[str] = frozenset()
         if not self._database.waiting:  # else records are behind what happened
             records = frozenset(build.id for build in await self._store.running_builds())
@@ -114,6 +115,6 @@ class Sweeper:
         for build in gone.cgroups:
             await self._leftovers.remove_cgroup(build)
         for build in gone.directories:
-            await trio.to_thread.run_sync(self._leftovers.remove_directories, build)
+            await in_thread(self._leftovers.remove_directories, build)
         lost = [build for build in await self._store.running_builds() if build.id in gone.records]
         close_builds(lost, _LOST, self._journal, self._logs)

@@ -44,6 +44,7 @@ from buildd.repos.trees import GitStore
 from buildd.scope import Scope
 from buildd.store.artifacts import ArtifactStore, Manifest
 from buildd.store.logs import Logs
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -246,29 +247,26 @@ class _Builder:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Run what blocks. Few at a time: Python's threads take turns of milliseconds, and trio's is one of them."""
-        return await trio.to_thread.run_sync(function, limiter=self._tools.threads)
+        return await in_thread(function, limiter=self._tools.threads)
 
     async def run(self) -> Outcome:
         try:
             manifest = await self._build()
         except BuildFailure as failure:
-            return self._outcome("failed", failure.reason, failure.message, transient=failure.transient)
+            return self._failed(failure)
         except BuilddError as error:  # the source cannot be written out: a link that leaves it, an odd name
             return self._outcome("failed", "fetch_failed", error.message)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            message = f"{error.strerror}: {error.filename}"
-            return self._outcome(
-                "failed", "disk_full" if full else "sandbox_failed", message, transient=full or is_shortage(error)
-            )
-        except Exception as error:
-            if is_shortage(error):
-                message = f"the machine is short of processes or memory: {error}"
-                return self._outcome("failed", "sandbox_failed", message, transient=True)
+            return self._failed(_of_the_machine("it could not go on", error))
+        except Exception:
             log.exception("build failed by a fault of the daemon")
             message = "internal error; the daemon's log has the details"
             return self._outcome("failed", "sandbox_failed", message)
         return self._outcome("success", None, None, manifest=manifest)
+
+    def _failed(self, failure: BuildFailure) -> Outcome:
+        message = f"{failure.message} ({failure.hint})" if failure.hint else failure.message
+        return self._outcome("failed", failure.reason, message, transient=failure.transient)
 
     def stopped(self) -> Outcome:
         """The outcome after the engine cancelled."""
@@ -317,15 +315,19 @@ class _Builder:
     async def _build(self) -> Manifest | None:
         async with self._tools.starts.take(self._spec.order) as self._turn:
             self._scope.add("work directory", self._remove_work)
-            await self._in_thread(self._prepare)
-            self._make_group()
+            with _saying("its directories and its log could not be made"):
+                await self._in_thread(self._prepare)
+            with _saying("its cgroup could not be made"):
+                self._make_group()
             await self._recorded()
             await self._phases(await self._prefix())
             if self._spec.fetch_only:
                 return None
-            manifest = await self._collect()
+            with _saying("its output could not be put into the artifact store"):
+                manifest = await self._collect()
             if "tar" in self._package.formats:
-                await self._pack(manifest)
+                with _saying("its output could not be packed"):
+                    await self._pack(manifest)
             return manifest
 
     async def _prefix(self) -> Path | None:
@@ -335,7 +337,7 @@ class _Builder:
 
     async def _remove_work(self) -> None:
         remove = partial(self._tools.work.remove, self._spec.id, reuse=self._reusable)
-        await trio.to_thread.run_sync(remove, abandon_on_cancel=True, limiter=self._tools.threads)
+        await in_thread(remove, abandon_on_cancel=True, limiter=self._tools.threads)
 
     def _prepare(self) -> None:
         self._log = self._tools.logs.open(self._spec.id)
@@ -343,9 +345,10 @@ class _Builder:
         self._say(f"{self._package.name} {self._package.version}, build {self._spec.id}, key {self._spec.key}{again}")
         self._tools.sandbox.refresh()
         self._tools.work.make(self._spec.id)
-        GitStore(Path(self._package.store)).checkout(
-            self._package.tree, self._work / "src", SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
-        )
+        with GitStore(Path(self._package.store)) as git:
+            git.checkout(
+                self._package.tree, self._work / "src", SOURCE_DATE_EPOCH, check=trio.from_thread.check_cancelled
+            )
 
     def _make_group(self) -> None:
         """Give the build its cgroup, where there can be one. Raises OSError."""
@@ -549,3 +552,24 @@ class _Builder:
         if network:
             environment |= {n: os.environ[n] for n in config.fetch.environment if n in os.environ}
         return environment
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """Make a failure of what the machine fails to do: `what` says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise _of_the_machine(what, error) from error
+
+
+def _of_the_machine(what: str, error: OSError) -> BuildFailure:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+    hint = "the kernel's log (dmesg) may say why" if error.errno == errno.EIO else ""
+    return BuildFailure(
+        "disk_full" if full else "sandbox_failed",
+        f"{what}: {error.strerror}{where}",
+        hint="free disk space" if full else hint,
+        transient=full or is_shortage(error),
+    )

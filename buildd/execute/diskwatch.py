@@ -21,6 +21,7 @@ import trio
 from msgspec import Struct
 
 from buildd.execute.meter import Verdict
+from buildd.threads import in_thread
 
 _TICK_S = 1.0
 _REST_S, _REST_COST = 5.0, 50
@@ -89,7 +90,7 @@ class DiskWatch:
         """Read the directories; the seconds that it took."""
         look = partial(measure, self._work, self._bounds, self._pids(), trio.from_thread.check_cancelled)
         began = time.monotonic()
-        self.use = await trio.to_thread.run_sync(look)
+        self.use = await in_thread(look)
         return time.monotonic() - began
 
     async def _wait(self, before: _Free, until: float) -> None:

@@ -32,6 +32,7 @@ from buildd.execute.transport import FetchError, Proxies, Transport, redacted
 from buildd.execute.wire import Address
 from buildd.model import Source
 from buildd.store.tree import CHUNK, sync_directory, write_all
+from buildd.threads import in_thread
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ class DistfileCache:
             raise _mismatch(source, found or "no file", "the cache of distfiles, for " + source.url)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, limiter=self._threads)
+        return await in_thread(call, limiter=self._threads)
 
     async def _present(self, source: Source, log: Log) -> bool:
         """Whether the file is there. It is hashed unless it is the very file that was hashed before."""

@@ -15,12 +15,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import structlog
-import trio
 from msgspec import Struct
 
 from buildd.cgroups import Cgroups
 from buildd.execute.proctree import cookie_of, kill_until_gone, signal_all, with_cookie
 from buildd.store.tree import remove_tree
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -94,7 +94,7 @@ class Leftovers:
 
     async def remove_all(self) -> None:
         """End all processes, and remove all that is there: before this daemon has builds of its own."""
-        found = await trio.to_thread.run_sync(self.find)
+        found = await in_thread(self.find)
         for build in found.cgroups:
             await self.remove_cgroup(build)
         strays = self.pids()
@@ -102,7 +102,7 @@ class Leftovers:
             survivors = await kill_until_gone(self.pids, within=_KILL_WITHIN_S)
             log.warning("stray processes of an earlier daemon were killed", pids=strays, survivors=survivors)
         for build in found.directories:
-            await trio.to_thread.run_sync(self.remove_directories, build)
+            await in_thread(self.remove_directories, build)
         if found.directories or found.cgroups:
             log.info(
                 "what builds of an earlier daemon left was removed",

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import trio
 
+from buildd.errors import is_shortage
 from buildd.process import live_pids
 
 COOKIE = "BUILDD_BUILD"
@@ -61,10 +62,15 @@ def processes() -> Iterator[int]:
 
 
 def cookie_of(pid: int, name: str = COOKIE) -> str | None:
-    """Value of the variable in the environment a process was started with; None without or not ours to read."""
+    """Value of the variable in the environment a process was started with; None without or not ours to read.
+
+    Raises OSError when the machine is too short of something to tell.
+    """
     try:
         environment = (_PROC / str(pid) / "environ").read_bytes()
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return None
     wanted = name.encode() + b"="
     for entry in environment.split(b"\0"):
@@ -74,7 +80,7 @@ def cookie_of(pid: int, name: str = COOKIE) -> str | None:
 
 
 def with_cookie(matches: Callable[[str], bool], name: str = COOKIE) -> list[int]:
-    """Processes other than us whose cookie `matches`."""
+    """Processes other than us whose cookie `matches`. Raises OSError when that cannot be told."""
     own = os.getpid()
     found = []
     for pid in processes():
@@ -132,13 +138,16 @@ def reap_adopted() -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
+    """Whether the process exists and is not a zombie. Raises OSError when that cannot be told."""
     fields = _stat(pid)
     return bool(fields) and fields[0] not in (b"Z", b"X")
 
 
 def started_at(pid: int) -> bytes | None:
-    """When a process started, in the kernel's ticks since boot: with its pid it names the process for good."""
+    """When a process started, in the kernel's ticks since boot: with its pid it names the process for good.
+
+    None when it is gone. Raises OSError when that cannot be told.
+    """
     fields = _stat(pid)
     return fields[19] if fields else None
 
@@ -154,20 +163,32 @@ def _stat(pid: int) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return []
 
 
 async def kill_until_gone(find: Callable[[], list[int]], *, within: float) -> list[int]:
-    """SIGKILL whatever `find` returns until it returns nothing; the survivors after `within` seconds."""
+    """SIGKILL whatever `find` returns until it returns nothing; the survivors after `within` seconds.
+
+    What cannot be told for want of descriptors or memory is asked again. Raises OSError when it never could be.
+    """
     deadline = time.monotonic() + within
+    pause = 0.005
     while True:
-        victims = [pid for pid in find() if alive(pid)]
-        if not victims or time.monotonic() > deadline:
-            return victims
-        _kill_groups(victims)
-        signal_all(victims, signal.SIGKILL)
-        await trio.sleep(0.005)
+        try:
+            victims = [pid for pid in find() if alive(pid)]
+        except OSError as error:
+            if not is_shortage(error) or time.monotonic() > deadline:
+                raise
+            pause = 0.1
+        else:
+            if not victims or time.monotonic() > deadline:
+                return victims
+            _kill_groups(victims)
+            signal_all(victims, signal.SIGKILL)
+        await trio.sleep(pause)
 
 
 def _kill_groups(pids: Iterable[int]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from buildd.execute.sandbox import WORK_DIRECTORIES
+from buildd.store import remains
 from buildd.store.flags import inode_flags, ioctl_number
 from buildd.store.tree import DIRECTORY, remove_tree
 
@@ -79,7 +80,7 @@ class WorkDirectories:
                     path.rename(spare)
                     self._spares.append(spare)
                     return
-        remove_tree(path)
+        remains.remove(path)
 
     def close(self) -> None:
         """Remove what was kept, and keep nothing any more. Raises OSError."""

@@ -25,6 +25,7 @@ import msgspec
 import structlog
 import trio
 
+from buildd import descriptors
 from buildd.errors import InvalidInput, NotFound, Refused
 from buildd.model import CloneStatus, Repository
 from buildd.process import Spawner, spawn
@@ -38,6 +39,8 @@ from buildd.repos.transfer import CloneFailed, transfer
 from buildd.repos.url import SCHEMES, Credentials, RepoUrl, parse_url
 from buildd.repos.wire import Done, Operation, Progress, Request
 from buildd.scope import Scope
+from buildd.store import remains
+from buildd.threads import in_thread
 
 __all__ = ["ActiveClone", "CloneAnswer", "CloneFailed", "CloneSettings", "Clones", "RepositoryStatus"]
 
@@ -97,8 +100,8 @@ class Clones:
 
     async def _recover(self) -> None:
         self._catalog.load()
-        leftovers = await trio.to_thread.run_sync(self._cache.prepare)
-        on_disk = dict(await trio.to_thread.run_sync(lambda: list(self._cache.clones())))
+        leftovers = await in_thread(self._cache.prepare)
+        on_disk = dict(await in_thread(lambda: list(self._cache.clones())))
         if leftovers:
             log.info("removed interrupted clones", count=leftovers)
         for repository in self._catalog.all():
@@ -111,10 +114,10 @@ class Clones:
         kept = {r.path for r in self._catalog.all() if r.clone_status.status == "cloned"}
         for path, origin in on_disk.items():
             if str(path) in kept or await self._adopt(path, origin):
-                await trio.to_thread.run_sync(sweep, path)
+                await in_thread(sweep, path)
             else:
                 log.warning("removing a clone that belongs to no repository", path=str(path))
-                await trio.to_thread.run_sync(remove, self._cache.set_aside(path))
+                await in_thread(remove, self._cache.set_aside(path))
 
     async def _adopt(self, path: Path, origin: str) -> bool:
         try:
@@ -123,7 +126,7 @@ class Clones:
             return False
         if url.directory != path.name:
             return False
-        size = await trio.to_thread.run_sync(tree_bytes, path)
+        size = await in_thread(tree_bytes, path)
         now = self._clock()
         status = CloneStatus(status="cloned", started_at=now, completed_at=now)
         self._catalog.save(msgspec.structs.replace(self._blank(url), clone_status=status, bytes=size))
@@ -167,7 +170,7 @@ class Clones:
         """The branches of a cloned repository. Raises NotFound, InvalidInput, or Refused when not cloned."""
         repository = self.find(text)
         with self.use(repository.url):
-            return await trio.to_thread.run_sync(trees.list_branches, Path(repository.path))
+            return await in_thread(trees.list_branches, Path(repository.path))
 
     # --- commands -----------------------------------------------------------------------------------------
 
@@ -341,6 +344,7 @@ class Clones:
         try:
             with job.scope:
                 async with self._slots:
+                    await descriptors.wait_for_some()
                     job.running = True
                     error = await self._attempt(job)
             if job.scope.cancelled_caught:
@@ -377,7 +381,7 @@ class Clones:
             scope.add("incoming directory", partial(_remove_in_thread, incoming))  # unless it was put in its place
             done = await self._transfer(job, incoming)
             with trio.CancelScope(shield=True):  # one rename: afterwards the clone is there, and recorded
-                await trio.to_thread.run_sync(self._cache.put_in_place, incoming, job.url.directory)
+                await in_thread(self._cache.put_in_place, incoming, job.url.directory)
                 self._record(job, done.bytes)
         self._emit("clone_completed", job.url.normalized, self._summary(job, done.bytes, changed=True))
 
@@ -390,7 +394,7 @@ class Clones:
             done = await self._transfer(job, path)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT):
-                await trio.to_thread.run_sync(sweep, path)
+                await in_thread(sweep, path)
             raise
         self._record(job, done.bytes)
         self._emit("repo_refreshed", url, self._summary(job, done.bytes, changed=done.changed))
@@ -415,7 +419,7 @@ class Clones:
 
     async def _transfer(self, job: Job, path: Path) -> Done:
         settings = self._settings
-        credentials = await trio.to_thread.run_sync(credentials_for, job.url, job.credentials, settings.tokens)
+        credentials = await in_thread(credentials_for, job.url, job.credentials, settings.tokens)
         request = Request(
             operation=job.operation,
             parent_pid=os.getpid(),
@@ -449,14 +453,11 @@ class Clones:
 
     async def _remove(self, path: Path) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT) as scope:
-            try:
-                await _remove_in_thread(path)
-            except OSError as error:
-                log.warning("cannot remove a directory", path=str(path), error=str(error))
+            await _remove_in_thread(path)
         if scope.cancelled_caught:
             log.warning("removing a directory takes long; it goes on in the background", path=str(path))
 
 
 async def _remove_in_thread(path: Path) -> None:
-    """Remove a tree; cut short, it goes on in the background. Raises OSError."""
-    await trio.to_thread.run_sync(remove, path, abandon_on_cancel=True)
+    """Remove a tree; cut short, it goes on in the background, and what cannot be removed now is tried again."""
+    await in_thread(remains.discard, path, abandon_on_cancel=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import trio
 
-from buildd.errors import BuilddError
+from buildd.errors import BuilddError, is_shortage
 from buildd.process import Process, Spawner
 from buildd.repos.wire import MAX_LINE, Done, Failure, FailureClass, Progress, Reply, Request
 
@@ -128,19 +128,27 @@ async def _run(
 
 def _start(request: Request, spawner: Spawner, environ: Mapping[str, str]) -> tuple[Process, int]:
     """The worker with its request in its stdin, and the reading end of its replies."""
-    stdin_read, stdin_write = os.pipe()
-    out_read, out_write = os.pipe()
+    ends: list[int] = []
     try:
+        out_read, out_write = os.pipe()
+        ends += [out_read, out_write]
+        stdin_read, stdin_write = os.pipe()
+        ends += [stdin_read, stdin_write]
         # At most a few KiB, less than a pipe holds: this cannot block.
         os.write(stdin_write, msgspec.json.encode(request))
         process = spawner(
             worker_argv(), env=worker_environ(environ), stdin=stdin_read, stdout=out_write, stderr=out_write
         )
     except OSError as error:
-        os.close(out_read)
-        raise CloneFailed("other", f"cannot start a clone worker: {error}") from error
+        raise CloneFailed(
+            "other",
+            f"cannot start a clone worker: {error}",
+            hint="`buildctl status` says what the machine is short of; ask again later." if is_shortage(error) else "",
+        ) from error
+    else:
+        ends.remove(out_read)
     finally:
-        for fd in (stdin_read, stdin_write, out_write):
+        for fd in ends:
             os.close(fd)
     return process, out_read
 

@@ -57,7 +57,10 @@ class Branch(Struct, frozen=True, kw_only=True):
 
 
 class GitStore:
-    """Read access to the repository at `path` (a bare repository or the top of a work tree)."""
+    """Read access to the repository at `path` (a bare repository or the top of a work tree).
+
+    Use it as a context manager: packs stay open and mapped until `close`, or until Python collects cycles.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises NotFound when there is no repository at `path`."""

@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 
 from buildd.errors import InvalidInput, NotFound
+from buildd.store import remains
 from buildd.store.damaged import Damaged
 from buildd.store.holds import Holds
 from buildd.store.listing import OutputListing, output_id, scan
@@ -207,16 +208,23 @@ class ArtifactStore:
                     move_pin(damaged, directory)
             sync_directory(directory.parent)
         finally:
-            remove_tree(temporary)
+            remains.discard(temporary)
         return manifest
 
     def add_receipt(self, output: str, receipt: Receipt) -> None:
+        """Leave a receipt, on disk when this returns. Raises OSError, with nothing left behind."""
         builds = self.directory(output) / "builds"
         final = builds / f"{receipt.build.id}.json"
         temporary = self.root / f".{receipt.build.id}.tmp"
-        write_file(temporary, msgspec.json.encode(receipt))
-        temporary.rename(final)
-        sync_directory(builds)
+        try:
+            write_file(temporary, msgspec.json.encode(receipt))
+            temporary.rename(final)
+            sync_directory(builds)
+        except OSError:
+            for path in (temporary, final):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            raise
 
     # --- pins ---------------------------------------------------------------------------------------------
 
@@ -274,7 +282,7 @@ class ArtifactStore:
             except OSError:  # as on a full disk
                 hidden = _hide(directory)
         if hidden is not None:
-            remove_tree(hidden)
+            remains.remove(hidden)
         with contextlib.suppress(OSError):  # one too many is kept
             self.damaged.trim()
         return place
@@ -284,7 +292,7 @@ class ArtifactStore:
     def remove_withdrawn(self, output: str) -> bool:
         """Remove an artifact that was withdrawn from `holds`; False when somebody else did, or it is pinned now.
 
-        Raises OSError; then the artifact is there again, or what is left of it is hidden and goes at the next start.
+        Raises OSError; then the artifact is there again, or what is left of it is hidden and goes when it can.
         """
         with self._moving:
             if not self.holds.is_withdrawn(output):
@@ -298,7 +306,7 @@ class ArtifactStore:
                 return False
             finally:
                 self.holds.restore(output)
-        remove_tree(hidden)
+        remains.remove(hidden)
         return True
 
     def remove_temporaries(self) -> int:

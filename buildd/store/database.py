@@ -23,6 +23,7 @@ from buildd.store.renewal import History, Renewal
 from buildd.store.sqlite import Connection as Connection, DatabaseError as DatabaseError, Statement as Statement
 from buildd.store.trouble import in_words, kind_of
 from buildd.store.writer import Report, Writer
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class Database:
         self._token: trio.lowlevel.TrioToken | None = None
         self._failure: Exception | None = None
         self._broken = trio.Event()
+        self._ended = trio.Event()
         self._readers: list[tuple[int, Connection]] = []
         self._shed = 0
         """Events that were dropped since it cannot record."""
@@ -90,7 +92,7 @@ class Database:
             self._readers.clear()
             writer.submit(writer.stop)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + END_PATIENCE_S):
-                await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
+                await self._ended.wait()
 
     def _opened(self) -> Writer:
         assert self._writer is not None, "open() comes first"
@@ -182,6 +184,10 @@ class Database:
     def broken(self, error: Exception) -> None:
         self._failure = error
         self._broken.set()
+        self._ended.set()
+
+    def ended(self) -> None:
+        self._ended.set()
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -214,7 +220,7 @@ class Database:
                 connection.close()
             return result
 
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        return await in_thread(work, limiter=self._limiter)
 
     def _pooled(self, generation: int) -> Connection | None:
         while self._readers:
@@ -279,7 +285,7 @@ class Database:
                 return [str(error)]
             return [str(row[0]) for row in rows if row[0] != "ok"]
 
-        problems = await trio.to_thread.run_sync(work, limiter=self._limiter)
+        problems = await in_thread(work, limiter=self._limiter)
         if problems:
             await self._look()
         return problems

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from buildd.errors import BuildFailure
+from buildd.store import remains
 from buildd.store.tree import (
     DIRECTORY,
     chmod_at,
@@ -51,7 +52,7 @@ def publish(root: Path, dest: Path, *, mtime: int, check: Callable[[], None] = u
             _settle(temporary, mtime, check)
             placed = _rename(temporary, dest)
     finally:
-        remove_tree(temporary)
+        remains.discard(temporary)
     if placed:
         sync_directory(dest.parent)
         remove_tree(root)

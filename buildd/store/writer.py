@@ -55,6 +55,10 @@ class Owner(Protocol):
         """The writer met what it was not made for, and writes no more."""
         ...
 
+    def ended(self) -> None:
+        """The writer was stopped, and has closed its connection."""
+        ...
+
 
 class Report:
     """What has happened since the last report."""
@@ -126,6 +130,8 @@ class Writer:
             self._transactions.connection.close()
         except Exception as error:
             self._post(partial(self._owner.broken, error))
+        else:
+            self._post(self._owner.ended)
 
     def stop(self) -> None:
         self._stopping = True
@@ -292,7 +298,11 @@ class Writer:
             return
         repair.making = True
         if repair.source == "copy" or repair.live:
-            threading.Thread(target=self._make, args=(repair,), name="database-repair", daemon=True).start()
+            try:
+                threading.Thread(target=self._make, args=(repair,), name="database-repair", daemon=True).start()
+            except RuntimeError as error:  # the machine is short of threads or memory
+                repair.making = False
+                self._hindered(LostDatabase(f"{repair.why}, and {error}"))
         elif not self._post(partial(self._ask, repair)):
             self._take_in(repair, [])
 

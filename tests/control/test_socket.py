@@ -382,3 +382,34 @@ async def test_an_answer_that_raises_is_a_fault_that_is_not_swallowed(path: Path
                     send(socket, b"x")
                     await trio.sleep_forever()
     assert not path.exists()
+
+
+async def test_who_comes_while_nobody_is_accepted_waits_and_is_answered_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scarce = False
+    monkeypatch.setattr("buildd.descriptors.all_but_gone", lambda: scarce)
+    async with served(path) as (_, control):
+        assert await asked(path, b"early") == [b"re:early"]
+        for _ in range(3):
+            scarce = True
+            await until_closed(path)
+            requests = control.requests
+            with client(path) as late:
+                send(late, b"late")
+                await trio.sleep(0.2)
+                assert control.requests == requests
+                scarce = False
+                assert await trio.to_thread.run_sync(receive, late, 1) == [b"re:late"]
+
+
+async def until_closed(path: Path) -> None:
+    """Until a connection is not accepted any more: it stays in the kernel's queue, where nobody greets it."""
+    while True:
+        with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
+            probe.connect(str(path))
+            probe.setblocking(False)
+            with trio.move_on_after(0.3) as greeted:
+                await trio.lowlevel.wait_readable(probe)
+            if greeted.cancelled_caught:
+                return

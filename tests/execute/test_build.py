@@ -307,7 +307,8 @@ async def test_a_disk_may_have_room_later(
     monkeypatch.setattr(ArtifactStore, "add", fail)
     outcome = await site.build()
     assert (outcome.state, outcome.reason, outcome.transient) == ("failed", reason, transient)
-    assert outcome.message == f"{os.strerror(number)}: dest"
+    message = f"its output could not be put into the artifact store: {os.strerror(number)}: dest"
+    assert outcome.message == (f"{message} (free disk space)" if reason == "disk_full" else message)
 
 
 async def test_a_source_that_cannot_be_written_out_stays_so(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -173,3 +175,38 @@ def test_the_kernel_says_why_it_makes_no_subreaper(monkeypatch: pytest.MonkeyPat
     ctypes.set_errno(0)
     with pytest.raises(OSError, match="Invalid argument"):
         proctree.become_subreaper()
+
+
+# --- when the machine is short of files -------------------------------------------------------------------
+
+
+@pytest.mark.trio
+async def test_nobody_is_taken_for_gone_while_no_file_can_be_opened_to_look(
+    cookie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = 3
+    real = open
+
+    def refuse(path: str, *arguments: Any, **keys: Any) -> Any:
+        nonlocal short
+        if short and str(path).startswith("/proc"):
+            short -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return real(path, *arguments, **keys)
+
+    with tree("sleep 60", cookie) as process, trio.fail_after(LIMIT_S):
+        monkeypatch.setattr("builtins.open", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            alive(process.pid)
+        assert await kill_until_gone(lambda: of(cookie), within=5) == []
+        assert short == 0
+        await process.wait()
+
+
+@pytest.mark.trio
+async def test_that_nobody_can_ever_look_is_an_error() -> None:
+    def find() -> list[int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with pytest.raises(OSError, match="Too many open files"), trio.fail_after(LIMIT_S):
+        await kill_until_gone(find, within=0.2)

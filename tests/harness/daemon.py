@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -396,9 +396,9 @@ def named(view: RunView, name: str) -> RunPackage:
 
 
 @contextmanager
-def a_home() -> Iterator[Path]:
+def a_home(parent: str = "/tmp") -> Iterator[Path]:
     """A directory with a path short enough for a socket, readable by other users, gone afterwards."""
-    home = Path(tempfile.mkdtemp(prefix="bd-", dir="/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="bd-", dir=parent))
     home.chmod(0o755)
     try:
         yield home
@@ -412,11 +412,15 @@ def unbooted(
     backend: str | None = None,
     settings: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
+    home: Path | None = None,
 ) -> Iterator[Daemon]:
-    """A daemon that is not started yet. `settings` are `--set` options by key; `backend` None is the best one here."""
+    """A daemon that is not started yet. `settings` are `--set` options by key; `backend` None is the best one here.
+
+    Its home is one of its own, unless one is given.
+    """
     best = "bwrap" if bwrap_trouble() is None else "plain"
-    with a_home() as home:
-        daemon = Daemon(home, backend=backend or best, settings=settings or {}, environ=environ or {})
+    with a_home() if home is None else nullcontext(home) as place:
+        daemon = Daemon(place, backend=backend or best, settings=settings or {}, environ=environ or {})
         try:
             yield daemon
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -560,3 +561,29 @@ async def test_fewer_slots_take_effect_at_once(tmp_path: Path, stuck_server: Stu
         await until(lambda: stuck_server.clients)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert clones.waiting == 1
+
+
+async def test_a_worker_that_cannot_be_started_for_want_of_files_leaves_none_open_and_says_what_to_do(
+    tmp_path: Path, server: GitDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_repository(server.root / "one", {"a": "1"})
+    real, left = os.pipe, 1
+
+    def one_pipe() -> tuple[int, int]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real()
+
+    house = House(tmp_path)
+    async with running(house) as clones:
+        before = set(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pipe", one_pipe)
+            with pytest.raises(CloneFailed, match=r"cannot start a clone worker.*Too many open files") as caught:
+                await clones.ensure(server.url("one"))
+        assert "buildctl status" in caught.value.hint
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert house.on_disk() == []
+        assert (await clones.ensure(server.url("one"))).clone_status.status == "cloned"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import zlib
@@ -416,3 +417,23 @@ def test_many_threads_read_one_store(repo: Path) -> None:
         thread.join()
     assert not wrong
     store.close()
+
+
+def test_a_store_that_is_closed_has_none_of_the_repositorys_files_open(repo: Path) -> None:
+    git("repack", "-adq", cwd=repo)
+
+    def opened() -> list[str]:
+        links = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _is_open(name)]
+        return [link for link in links if link.startswith(str(repo))]
+
+    def _is_open(name: str) -> bool:
+        return os.path.lexists(f"/proc/self/fd/{name}")
+
+    gc.disable()
+    try:
+        with GitStore(repo) as store:
+            assert store.listing(store.subtree(store.resolve(), ""))
+            assert opened()
+        assert opened() == []
+    finally:
+        gc.enable()

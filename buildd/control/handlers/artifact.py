@@ -43,6 +43,7 @@ from buildd.protocol import (
 from buildd.publish.tarball import is_whole, pack, tarball_name
 from buildd.store.artifacts import ManifestHead, file_digest
 from buildd.store.pins import Pin
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -75,7 +76,7 @@ async def list_artifacts(services: Services, params: ArtifactListParams, peer: P
                 continue
         return found
 
-    artifacts = await trio.to_thread.run_sync(read)
+    artifacts = await in_thread(read)
     for index, artifact in enumerate(artifacts):
         if _in_use(services, artifact.output_id):
             artifacts[index] = msgspec.structs.replace(artifact, in_use=True)
@@ -105,7 +106,7 @@ async def show(services: Services, params: ArtifactParams, peer: Peer) -> Artifa
             ),
         )
 
-    detail = await trio.to_thread.run_sync(read)
+    detail = await in_thread(read)
     artifact = msgspec.structs.replace(detail.artifact, in_use=_in_use(services, output))
     return msgspec.structs.replace(detail, artifact=artifact)
 
@@ -142,7 +143,7 @@ async def verify(services: Services, params: ArtifactVerifyParams, peer: Peer) -
         verdicts = [await _verify(services, output)]
     else:
         verdicts = []
-        for output in await trio.to_thread.run_sync(lambda: list(services.artifacts.outputs())):
+        for output in await in_thread(lambda: list(services.artifacts.outputs())):
             try:
                 verdicts.append(await _verify(services, output))
             except NotFound:  # collected meanwhile, or never one
@@ -153,9 +154,7 @@ async def verify(services: Services, params: ArtifactVerifyParams, peer: Peer) -
 async def _verify(services: Services, output: str) -> ArtifactVerdict:
     """Read an artifact and set it aside if it is damaged. Raises NotFound."""
     with services.artifacts.holds.holding(output):
-        problems = await trio.to_thread.run_sync(
-            partial(services.artifacts.verify, output, check=trio.from_thread.check_cancelled)
-        )
+        problems = await in_thread(partial(services.artifacts.verify, output, check=trio.from_thread.check_cancelled))
         if not problems:
             return ArtifactVerdict(output_id=output, packages=(), ok=True)
         return await _set_aside(services, output, problems)
@@ -163,8 +162,8 @@ async def _verify(services: Services, output: str) -> ArtifactVerdict:
 
 async def _set_aside(services: Services, output: str, problems: Sequence[str]) -> ArtifactVerdict:
     """Take a damaged artifact out of use, and tell everybody."""
-    packages = await trio.to_thread.run_sync(services.artifacts.packages, output)
-    place = await trio.to_thread.run_sync(services.artifacts.set_aside, output)
+    packages = await in_thread(services.artifacts.packages, output)
+    place = await in_thread(services.artifacts.set_aside, output)
     services.engine.forget([output])
     told = tuple(encodable(problem) for problem in problems)
     kept = str(place) if place is not None else None
@@ -177,7 +176,7 @@ async def _set_aside(services: Services, output: str, problems: Sequence[str]) -
 
 async def _refuse_damaged(services: Services, output: str) -> None:
     """Raises Refused for a damaged artifact, after setting it aside, and NotFound for one that is gone."""
-    if await trio.to_thread.run_sync(services.artifacts.verify_on_use, output):
+    if await in_thread(services.artifacts.verify_on_use, output):
         return
     verdict = await _verify(services, output)
     if not verdict.ok:
@@ -204,7 +203,7 @@ async def export(services: Services, params: ArtifactParams, peer: Peer) -> Arti
 
     with services.artifacts.holds.holding(output):
         await _refuse_damaged(services, output)
-        answer = await trio.to_thread.run_sync(work)
+        answer = await in_thread(work)
         services.artifacts.holds.keep_for(output, _READER_S)
         return answer
 
@@ -227,7 +226,7 @@ async def read(services: Services, params: ArtifactReadParams, peer: Peer) -> Ar
             ) from None
         return ArtifactChunk(data=data, next_offset=max(0, params.offset) + len(data), finished=finished)
 
-    return await trio.to_thread.run_sync(work)
+    return await in_thread(work)
 
 
 # --- staying and going ------------------------------------------------------------------------------------
@@ -240,14 +239,14 @@ async def pin(services: Services, params: ArtifactPinParams, peer: Peer) -> Ok:
     output, _ = await _find(services, params.artifact)
     by = user_name(peer.uid)
     wish = Pin(by=by, at=time.time(), note=encodable(note))
-    await trio.to_thread.run_sync(services.artifacts.pin, output, wish)
+    await in_thread(services.artifacts.pin, output, wish)
     services.journal.emit("artifact_pinned", data={"output_id": output, "by": by, "note": wish.note})
     return Ok(message=f"artifact {output} is kept until it is unpinned")
 
 
 async def unpin(services: Services, params: ArtifactParams, peer: Peer) -> Ok:
     output, _ = await _find(services, params.artifact)
-    if not await trio.to_thread.run_sync(services.artifacts.unpin, output):
+    if not await in_thread(services.artifacts.unpin, output):
         return Ok(message=f"artifact {output} was not pinned")
     services.journal.emit("artifact_unpinned", data={"output_id": output, "by": user_name(peer.uid)})
     return Ok(message=f"artifact {output} may be collected")
@@ -275,7 +274,7 @@ async def _find(services: Services, text: str) -> tuple[str, BuildRecord | None]
     Ids of outputs are found on the disk, so that they can be had, and pinned, without a database.
     """
     if re.fullmatch(r"[0-9a-f]{8,64}", text):
-        outputs = await trio.to_thread.run_sync(lambda: list(islice(services.artifacts.outputs(text), 2)))
+        outputs = await in_thread(lambda: list(islice(services.artifacts.outputs(text), 2)))
         if len(outputs) > 1:
             raise InvalidInput(f"several artifacts begin with {text!r}", hint="give more of the id")
         if outputs:
@@ -286,7 +285,7 @@ async def _find(services: Services, text: str) -> tuple[str, BuildRecord | None]
         build = await _latest(services, text)
     if build.output_id is None:
         raise NotFound(f"build {build.id} has no artifact", hint=f"it is {build.state}: `buildctl show {build.id}`")
-    if not await trio.to_thread.run_sync(services.artifacts.exists, build.output_id):
+    if not await in_thread(services.artifacts.exists, build.output_id):
         raise NotFound(
             f"artifact {build.output_id} of {_title(build)} is not there any more",
             hint="start its package again: it is built anew",
@@ -299,7 +298,7 @@ async def _maker(services: Services, output: str) -> BuildRecord | None:
     try:
         return await services.runs.build_of_output(output)
     except BuilddError:
-        receipts = await trio.to_thread.run_sync(services.artifacts.receipts, output)
+        receipts = await in_thread(services.artifacts.receipts, output)
         return receipts[0].build if receipts else None
 
 

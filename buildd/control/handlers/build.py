@@ -17,6 +17,7 @@ from buildd.protocol import (
     LogChunk,
     LogParams,
 )
+from buildd.threads import in_thread
 
 _LOOK_AGAIN_S = 0.1  # a log grows without telling us: its writer is the build itself
 
@@ -40,7 +41,7 @@ async def read_log(services: Services, params: LogParams, peer: Peer) -> LogChun
     deadline = trio.current_time() + max(0.0, min(params.timeout, MAX_POLL_S))
     while True:
         finished = record.state != "running"  # asked before reading: what comes after is not missed
-        start, data = await trio.to_thread.run_sync(services.logs.read, record.id, offset, limit)
+        start, data = await in_thread(services.logs.read, record.id, offset, limit)
         if not finished or len(data) == limit:
             data = _whole_characters(data)
         if data or finished or trio.current_time() >= deadline:

@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from buildd import __version__
+from buildd import __version__, descriptors, shortage
 from buildd.control.handlers.services import Services
 from buildd.control.rights import user_name
 from buildd.control.socket import Peer
@@ -28,6 +28,7 @@ from buildd.protocol import (
 )
 
 _process = psutil.Process()
+_seen = DaemonResources(rss_bytes=0, open_files=0, threads=0, children=0)
 
 
 async def status(services: Services, params: Empty, peer: Peer) -> DaemonStatus:
@@ -69,7 +70,7 @@ def _state(services: Services) -> DaemonState:
         return "stopping"
     if services.engine.draining is not None:
         return "draining"
-    return "degraded" if services.database.trouble is not None else "running"
+    return "degraded" if services.database.trouble is not None or shortage.reasons() else "running"
 
 
 def _reasons(services: Services) -> tuple[str, ...]:
@@ -79,6 +80,7 @@ def _reasons(services: Services) -> tuple[str, ...]:
         found.append(
             f"the database cannot record: {trouble}; {services.database.waiting} records wait for it in memory"
         )
+    found += shortage.reasons()
     if services.engine.draining is not None:
         found.append(f"draining: {services.engine.draining}")
     if services.database.renewal is not None:
@@ -87,13 +89,18 @@ def _reasons(services: Services) -> tuple[str, ...]:
 
 
 def _resources() -> DaemonResources:
-    with _process.oneshot():
-        return DaemonResources(
-            rss_bytes=_process.memory_info().rss,
-            open_files=_process.num_fds(),
-            threads=_process.num_threads(),
-            children=len(children(os.getpid())),
-        )
+    global _seen
+    try:
+        with _process.oneshot():
+            _seen = DaemonResources(
+                rss_bytes=_process.memory_info().rss,
+                open_files=descriptors.in_use(),
+                threads=_process.num_threads(),
+                children=len(children(os.getpid())),
+            )
+    except OSError:
+        pass  # no descriptor is left to look with: what was seen last
+    return _seen
 
 
 async def doctor(services: Services, params: Empty, peer: Peer) -> DoctorResult:

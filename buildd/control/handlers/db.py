@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import msgspec
 import structlog
-import trio
 
 from buildd.control.handlers.services import Services
 from buildd.control.socket import Peer
@@ -25,6 +24,7 @@ from buildd.protocol import (
     Ok,
     ResetParams,
 )
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -101,7 +101,7 @@ async def _missing(services: Services, outputs: Mapping[str, int]) -> int:
     def count() -> int:
         return sum(builds for output, builds in outputs.items() if not services.artifacts.exists(output))
 
-    return await trio.to_thread.run_sync(count)
+    return await in_thread(count)
 
 
 async def reset(services: Services, params: ResetParams, peer: Peer) -> Ok:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import PurePath
 
-import trio
-
 from buildd.control.handlers.run import view
 from buildd.control.handlers.services import Services
 from buildd.control.rights import user_name
@@ -28,6 +26,7 @@ from buildd.protocol import (
     WhyResult,
 )
 from buildd.store.queries import split_version
+from buildd.threads import in_thread
 
 MAX_NEEDED = 100
 """Dependencies that would be built as well and are explained; of more, those at the root come first."""
@@ -128,7 +127,7 @@ async def _last_wish(services: Services, build: str, repository: str) -> tuple[s
 
 async def _is_of(services: Services, target: Target, repository: str) -> bool:
     if target.local:
-        path = await trio.to_thread.run_sync(os.path.realpath, target.repo)
+        path: str = await in_thread(os.path.realpath, target.repo)
         return path == repository or path.startswith(f"{repository}/")
     try:
         return services.clones.find(target.repo).url == repository

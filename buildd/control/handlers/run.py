@@ -35,6 +35,7 @@ from buildd.protocol import (
     WaitResult,
 )
 from buildd.store.runs import RunRecord
+from buildd.threads import in_thread
 
 _PLANNED_FILES = 20
 """Changed files that a plan names of each package; `package.why` has more."""
@@ -61,7 +62,7 @@ async def plan(services: Services, params: PlanParams, peer: Peer) -> PlanResult
         verdicts = await services.explainer.explain(assessment.verdicts.values(), files=_PLANNED_FILES)
     else:
         plan = await services.engine.plan(params.targets, refresh=params.refresh, worktree=params.worktree)
-    wave = await trio.to_thread.run_sync(waves, plan.graph, list(plan.packages))
+    wave = await in_thread(waves, plan.graph, list(plan.packages))
     return PlanResult(
         packages=tuple(
             PlannedPackage(

@@ -24,8 +24,9 @@ from buildd.execute.proctree import alive, children, descendants, kill_until_gon
 from buildd.execute.sandbox import WORK_DIRECTORIES, Layout, Output, directory_below
 from buildd.execute.sandbox.etc import Etc
 from buildd.process import Process
+from buildd.store import remains
 from buildd.store.output import compose_prefix
-from buildd.store.tree import remove_tree
+from buildd.threads import in_thread
 
 _ETC = (
     "alternatives",
@@ -227,13 +228,11 @@ class BwrapSandbox:
             return
         directory = self._prefixes / build
         try:
-            await trio.to_thread.run_sync(
-                partial(compose_prefix, trees, directory, check=trio.from_thread.check_cancelled)
-            )
+            await in_thread(partial(compose_prefix, trees, directory, check=trio.from_thread.check_cancelled))
             yield directory
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
-                await trio.to_thread.run_sync(remove_tree, directory, abandon_on_cancel=True)
+                await in_thread(remains.remove, directory, abandon_on_cancel=True)
 
 
 def _binds(paths: Iterable[str]) -> list[str]:

@@ -35,6 +35,7 @@ from buildd.execute.proctree import (
 from buildd.execute.sandbox import Layout, Output, directory_below
 from buildd.process import Process
 from buildd.store.tree import remove_tree
+from buildd.threads import in_thread
 
 
 class PlainTree:
@@ -70,7 +71,10 @@ class PlainTree:
 
     async def kill(self, *, within: float) -> list[int]:
         self._signal_group(signal.SIGSTOP)  # nothing more comes while we look
-        below = {pid: started_at(pid) for pid in self.pids()}
+        try:
+            below = {pid: started_at(pid) for pid in self.pids()}
+        except OSError:  # no descriptor is left to look; what carries the cookie is found later
+            below = {}
         self._signal_group(signal.SIGKILL)
         await self._process.wait()
         self._active.discard(self._build)
@@ -111,7 +115,7 @@ class SharedPrefix:
     @asynccontextmanager
     async def hold(self, outputs: Sequence[Output]) -> AsyncIterator[None]:
         """Link `outputs` in for as long as the context lasts. Raises BuildFailure when they collide, or OSError."""
-        paths = await trio.to_thread.run_sync(self._list, outputs)
+        paths = await in_thread(self._list, outputs)
         claims = _Claims()
         for output in outputs:
             other = claims.add(output, paths[output.output_id])
