@@ -114,6 +114,10 @@ class ArtifactStore:
         """Where the packed form called `name` is, or would be."""
         return self.directory(output) / name
 
+    def unfinished(self, output: str) -> Path:
+        """A new name for a file that is to go into an artifact, where the next start finds and removes it."""
+        return _hidden(self.directory(output))
+
     def receipts(self, output: str) -> list[Receipt]:
         """The newest receipts of an artifact, newest first; those that cannot be read are passed over."""
         return read_receipts(self.directory(output) / "builds")
@@ -225,7 +229,7 @@ class ArtifactStore:
         with self.holds.holding(output) as held:
             if not held or not self.exists(output):
                 raise missing(output)
-            write_pin(self.directory(output), pin)
+            write_pin(self.directory(output), pin, temporary=self.unfinished(output))
 
     def unpin(self, output: str) -> bool:
         """Undo `pin`; False when it was not pinned. Raises OSError."""
