@@ -140,13 +140,14 @@ class Daemon:
             spawn_turn=trio.Lock(),
             instance=new_instance(state_dir),
         )
-        await trio.to_thread.run_sync(tools.artifacts.remove_temporaries)
+        planner = Planner(self.config, clones, cache_dir)
+        await trio.to_thread.run_sync(_remove_leftovers, tools.artifacts, planner)
         runs = RunStore(database)
         engine = Engine(
             config=self.config,
             journal=journal,
             store=runs,
-            planner=Planner(self.config, clones, cache_dir),
+            planner=planner,
             tools=tools,
             assessor=Assessor(self.config, runs, tools.artifacts, journal, Environments(self.config, sandbox)),
         )
@@ -345,6 +346,15 @@ def _make_directory(directory: Path) -> None:
         raise Refused(
             f"cannot make the directory {directory}: {error.strerror}", hint="see daemon.*_dir in buildd.conf(5)"
         ) from None
+
+
+def _remove_leftovers(artifacts: ArtifactStore, planner: Planner) -> None:
+    """Remove what a daemon that was killed was writing. What will not go is no reason not to start. Blocks."""
+    for remove in (artifacts.remove_temporaries, planner.remove_leftovers):
+        try:
+            remove()
+        except OSError as error:
+            log.error("what an earlier daemon was writing stays", path=error.filename, error=error.strerror)
 
 
 def _lock(state_dir: Path) -> int:

@@ -89,6 +89,10 @@ class Discoveries:
         """By repository, store and tree; the last used comes last."""
         self._lock = threading.Lock()
 
+    def remove_leftovers(self) -> None:
+        """Remove what a daemon that was killed was keeping. Before the first look. Raises OSError."""
+        self._keepsakes.remove_leftovers()
+
     def look(self, repository: str, store: str, tree: str) -> Revision:
         """The packages of a tree. Raises InvalidInput, NotFound."""
         with self._lock:

@@ -30,6 +30,7 @@ from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodabl
 from buildd.execute.sandbox import SYSTEM_PATH
 from buildd.model import Package
 from buildd.planner.graph import dependents, topological_order
+from buildd.repos.cachedir import sweep
 from buildd.repos.clones import Clones
 from buildd.repos.trees import GitStore, snapshot
 
@@ -145,6 +146,12 @@ class Planner:
         self._discoveries = Discoveries(Keepsakes(cache_dir / "discoveries"))
         self._plans: OrderedDict[object, Plan] = OrderedDict()
         """The last plan for each set of targets, whatever their trees; the last used comes last."""
+
+    def remove_leftovers(self) -> None:
+        """Remove what a daemon that was killed was writing. Blocks; before anything is planned. Raises OSError."""
+        self._discoveries.remove_leftovers()
+        for store in self._snapshots.glob("*.git"):
+            sweep(store)
 
     async def locate(
         self, targets: Sequence[Target], *, refresh: bool, held: AsyncExitStack, worktree: bool = False

@@ -130,7 +130,7 @@ class _Store:
             self._marker.unlink(missing_ok=True)
         if files != before:
             data = msgspec.msgpack.encode(_StatCache(version=1, directory=os.fsencode(directory), files=files))
-            temporary = self._path / f"buildd-stat.{os.getpid()}.tmp"
+            temporary = self._path / "buildd-stat.tmp"
             temporary.write_bytes(data)
             temporary.replace(self._path / "buildd-stat")
 
