@@ -48,15 +48,14 @@ async def sweep(state_dir: Path, work_dir: Path) -> None:
         survivors = await kill_until_gone(find, within=_KILL_WITHIN_S)
         log.warning("stray processes of an earlier daemon were killed", pids=strays, survivors=survivors)
     removed = 0
+    found = [state_dir / "prefix"]  # of plain processes, which this daemon need not use
     for directory in (work_dir, state_dir / "prefixes"):
-        for name in os.listdir(directory) if directory.is_dir() else ():
-            if _BUILD_ID.fullmatch(name):
-                try:
-                    await trio.to_thread.run_sync(remove_tree, directory / name)
-                    removed += 1
-                except OSError as error:
-                    log.error(
-                        "a work directory of an earlier daemon stays", path=str(directory / name), error=str(error)
-                    )
+        names = os.listdir(directory) if directory.is_dir() else ()
+        found += [directory / name for name in names if _BUILD_ID.fullmatch(name)]
+    for path in found:
+        try:
+            removed += await trio.to_thread.run_sync(remove_tree, path) > 0
+        except OSError as error:
+            log.error("a work directory of an earlier daemon stays", path=str(path), error=str(error))
     if removed:
         log.info("work directories of an earlier daemon were removed", count=removed)

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 from daemon_stubborn import READY, stubborn_packages, stubborn_text
-from harness import Daemon, RecipeRepository, named, until
+from harness import Daemon, RecipeRepository, named, needs_bwrap, until
 
 Boot = Callable[..., Daemon]
 
@@ -41,6 +41,22 @@ def test_kill_9_with_stubborn_builds_leaves_no_process_and_the_run_completes(
     assert view.stats.success == view.stats.total == 28
     assert all(daemon.record(named(view, p.name).build_id).attempt == 2 for p in running)
     until(lambda: not daemon.work_directories(), "the directories of all builds are gone", within=2)
+
+
+@needs_bwrap
+def test_what_plain_builds_had_is_gone_when_the_next_daemon_has_a_sandbox(
+    boot: Boot, repository: RecipeRepository
+) -> None:
+    daemon = boot(backend="plain")
+    install = 'mkdir -p "$DESTDIR$PREFIX" && echo >"$DESTDIR$PREFIX/{0}"'
+    repository.package("lib", phases={"stage": install.format("lib")})
+    repository.package("app", depends=["lib"], phases={"build": "echo here; sleep 300"}).commit()
+    daemon.until_running(daemon.start(repository), 1, saying="here")
+    daemon.kill9()
+    assert (daemon.state_dir / "prefix" / "lib").exists()
+    daemon.settings["sandbox.backend"] = "bwrap"
+    daemon.boot()
+    assert not (daemon.state_dir / "prefix").exists()
 
 
 def test_a_run_that_was_accepted_and_not_begun_completes(boot: Boot, repository: RecipeRepository) -> None:
