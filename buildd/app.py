@@ -85,6 +85,9 @@ class Daemon:
         self._limit_life = limit_life
         self._config = load()
         self._stop = Stop()
+        self._starting = trio.CancelScope()
+        self._has_begun = False
+        """Whether there may be work, and stopping has an order; before that it cuts the start short."""
         self._clones: Clones | None = None
         self._engine: Engine | None = None
 
@@ -102,18 +105,26 @@ class Daemon:
         lock = _lock(state_dir)
         try:
             _raise_file_limit()
-            await sweep(state_dir, work_dir)
-            sandbox = await choose(config)
-            database = Database(state_dir / "buildd.db", Receipts(state_dir))
-            await trio.to_thread.run_sync(database.open)
-            async with trio.open_nursery() as storage:
-                await storage.start(database.run)
-                journal = Journal(database, config.events.keep)
-                await self._with_storage(sandbox, database, journal, state_dir, cache_dir)
-                storage.cancel_scope.cancel()
+            async with trio.open_nursery() as signals:
+                await signals.start(self._signals)
+                with self._starting:
+                    await self._serve(state_dir, cache_dir, work_dir)
+                signals.cancel_scope.cancel()
         finally:
             os.close(lock)
         log.info("stopped")
+
+    async def _serve(self, state_dir: Path, cache_dir: Path, work_dir: Path) -> None:
+        config = self._config
+        await sweep(state_dir, work_dir)
+        sandbox = await choose(config)
+        database = Database(state_dir / "buildd.db", Receipts(state_dir))
+        await trio.to_thread.run_sync(database.open)
+        async with trio.open_nursery() as storage:
+            await storage.start(database.run)
+            journal = Journal(database, config.events.keep)
+            await self._with_storage(sandbox, database, journal, state_dir, cache_dir)
+            storage.cancel_scope.cancel()
 
     async def _with_storage(
         self, sandbox: Sandbox, database: Database, journal: Journal, state_dir: Path, cache_dir: Path
@@ -167,6 +178,7 @@ class Daemon:
                 await transfers.start(clones.run)
                 async with trio.open_nursery() as work:
                     await work.start(collector.run)  # it clears up before runs make anything new
+                    self._has_begun = True
                     await work.start(engine.run)
                     await self._with_engine(engine, collector, clones, journal, database, runs, tools)
                     work.cancel_scope.cancel()
@@ -229,7 +241,6 @@ class Daemon:
                     adopted_fd=systemd.adopted_socket(),
                 )
             )
-            await front.start(self._signals)
             if sandbox.name == "plain":
                 await front.start(_reap_orphans)
             front.start_soon(_feed_watchdog, engine)
@@ -253,6 +264,9 @@ class Daemon:
         elif not drain:
             self._stop.hurry = True
         self._stop.requested.set()
+        if not self._has_begun:
+            self._limit_life(float(self._config.daemon.shutdown_limit))
+            self._starting.cancel()
 
     def _grace(self) -> float:
         return 0.0 if self._stop.hurry else float(self._config.daemon.shutdown_grace)
