@@ -99,7 +99,8 @@ class Assessor:
         """Verify an artifact before it is used; a damaged one is set aside."""
         why = "its files are not what its manifest says"
         try:
-            if await trio.to_thread.run_sync(self._artifacts.verify_on_use, output):
+            verify = self._artifacts.verify_on_use
+            if await trio.to_thread.run_sync(verify, output, trio.from_thread.check_cancelled):
                 return self._artifacts.exists(output)  # it may have gone meanwhile
         except OSError as error:
             if is_shortage(error):

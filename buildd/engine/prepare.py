@@ -300,7 +300,7 @@ class Planner:
             try:
                 async with self._locks.setdefault(place.directory, trio.Lock()):
                     del self._looks[place.directory]
-                    look.tree = await trio.to_thread.run_sync(snapshot, Path(place.directory), Path(place.store))
+                    look.tree = await trio.to_thread.run_sync(_snapshot, Path(place.directory), Path(place.store))
             except (BuilddError, OSError) as error:
                 look.error = error
             finally:
@@ -371,7 +371,7 @@ class Planner:
 
         def work() -> str:
             store.parent.mkdir(parents=True, exist_ok=True)
-            tree = snapshot(directory, store)
+            tree = _snapshot(directory, store)
             GitStore(store).subtree(tree, inside)
             return tree
 
@@ -386,8 +386,9 @@ class Planner:
     async def _discover(self, known: _Known, place: Located) -> Revision:
         home = (place.repository, place.store, place.tree)
         if home not in known.revisions:
-            known.revisions[home] = await trio.to_thread.run_sync(
-                self._discoveries.look, place.repository, place.store, place.tree
+            look = partial(self._discoveries.look, check=trio.from_thread.check_cancelled)
+            known.revisions[home] = await trio.to_thread.run_sync(  # one large recipe file takes seconds
+                look, place.repository, place.store, place.tree, abandon_on_cancel=True
             )
         return known.revisions[home]
 
@@ -521,6 +522,11 @@ def _final(package: Package, depends: tuple[str, ...], tools: Mapping[str, bool]
     if (depends, ignore) == (package.depends, package.ignore):
         return package
     return msgspec.structs.replace(package, depends=depends, ignore=ignore)
+
+
+def _snapshot(directory: Path, store: Path) -> str:
+    """In a worker thread; ends when that is cancelled."""
+    return snapshot(directory, store, trio.from_thread.check_cancelled)
 
 
 def _git_top(directory: Path) -> Path | None:

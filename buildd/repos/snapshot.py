@@ -17,6 +17,7 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -61,10 +62,10 @@ class _Changed(Exception):
     """Something was not the same after reading as before."""
 
 
-def snapshot(directory: Path, store_dir: Path) -> str:
+def snapshot(directory: Path, store_dir: Path, check: Callable[[], None] = lambda: None) -> str:
     """Put the content of `directory` into the git repository `store_dir` (made when missing); its tree id.
 
-    Blocks. One snapshot at a time per store. Raises Refused when the directory does not hold still, NotFound,
+    Blocks; `check` is called for each entry, and may raise to end it. One snapshot at a time per store. Raises Refused when the directory does not hold still, NotFound,
     InvalidInput, OSError (unreadable file).
     """
     local.check_directory(directory)
@@ -74,7 +75,7 @@ def snapshot(directory: Path, store_dir: Path) -> str:
     known = store.load(directory)
     changed = ""
     for attempt in range(_ATTEMPTS):
-        scan = _Scan(directory, store, known)
+        scan = _Scan(directory, store, known, check)
         try:
             tree = scan.tree()
         except (_Changed, FileNotFoundError, NotADirectoryError) as error:
@@ -146,10 +147,13 @@ class _Store:
 class _Scan:
     """One reading of the directory. `seen` is the stat cache that results."""
 
-    def __init__(self, directory: Path, store: _Store, known: dict[bytes, _Cached]) -> None:
+    def __init__(
+        self, directory: Path, store: _Store, known: dict[bytes, _Cached], check: Callable[[], None]
+    ) -> None:
         self._top = os.fsencode(directory)
         self._store = store
         self._known = known
+        self._check = check
         self._ignored = _Ignored(directory)
         self._settled_before = time.time_ns() - _SETTLE_NS
         self._count = 0
@@ -172,6 +176,7 @@ class _Scan:
                 rules = (*rules, (len(rel) + 1 if rel else 0, IgnoreFile(file.read(_MAX_IGNORE_FILE))))
         items: list[tuple[bytes, bytes]] = []
         for entry in found:
+            self._check()
             self._count += 1
             if self._count > limits.MAX_ENTRIES:
                 raise InvalidInput(f"{os.fsdecode(self._top)} has more than {limits.MAX_ENTRIES} entries")
