@@ -39,7 +39,7 @@ from buildd.errors import BuilddError, Refused
 from buildd.execute.build import BuildTools
 from buildd.execute.download import DistfileCache, FetchSettings
 from buildd.execute.environment import Environments
-from buildd.execute.leftovers import new_instance, sweep
+from buildd.execute.leftovers import DAEMON_COOKIE, new_instance, sweep
 from buildd.execute.proctree import reap_adopted
 from buildd.execute.sandbox import Sandbox
 from buildd.execute.sandbox.choose import choose
@@ -130,12 +130,14 @@ class Daemon:
         self, sandbox: Sandbox, database: Database, journal: Journal, state_dir: Path, cache_dir: Path
     ) -> None:
         config = self._config
+        instance = new_instance(state_dir)
         repositories = RepositoryStore(database)
         clones = Clones(
             cache_dir / "repos",
             _clone_settings(config),
             repositories,
             lambda kind, url, data: _discard(journal.emit(kind, repository=url, data=data)),
+            cookie={DAEMON_COOKIE: instance},
         )
         repositories.restore_from(clones.list)
         self._clones = clones
@@ -149,7 +151,7 @@ class Daemon:
             work=WorkDirectories(Path(config.daemon.work_dir)),
             threads=trio.CapacityLimiter(_BUILD_THREADS),
             spawn_turn=trio.Lock(),
-            instance=new_instance(state_dir),
+            instance=instance,
         )
         planner = Planner(self.config, clones, cache_dir)
         await trio.to_thread.run_sync(_remove_leftovers, tools.artifacts, planner)

@@ -147,9 +147,7 @@ class _Store:
 class _Scan:
     """One reading of the directory. `seen` is the stat cache that results."""
 
-    def __init__(
-        self, directory: Path, store: _Store, known: dict[bytes, _Cached], check: Callable[[], None]
-    ) -> None:
+    def __init__(self, directory: Path, store: _Store, known: dict[bytes, _Cached], check: Callable[[], None]) -> None:
         self._top = os.fsencode(directory)
         self._store = store
         self._known = known
