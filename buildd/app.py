@@ -41,7 +41,7 @@ from buildd.errors import BuilddError, Refused
 from buildd.execute.build import BuildTools
 from buildd.execute.download import DistfileCache, FetchSettings
 from buildd.execute.environment import Environments
-from buildd.execute.leftovers import Leftovers, new_instance
+from buildd.execute.leftovers import DAEMON_COOKIE, Leftovers, new_instance
 from buildd.execute.proctree import reap_adopted
 from buildd.execute.sandbox import Sandbox
 from buildd.execute.sandbox.choose import choose
@@ -88,6 +88,9 @@ class Daemon:
         self._limit_life = limit_life
         self._config = load()
         self._stop = Stop()
+        self._starting = trio.CancelScope()
+        self._has_begun = False
+        """Whether there may be work, and stopping has an order; before that it cuts the start short."""
         self._clones: Clones | None = None
         self._engine: Engine | None = None
         self._earlier_end: life.End = "stopped"
@@ -106,24 +109,31 @@ class Daemon:
         lock = _lock(state_dir)
         try:
             _raise_file_limit()
-            groups, trouble = cgroups.take_over()
-            if groups is None:
-                log.info("limits of memory, processes and processors are watched by sampling", why=trouble)
-            leftovers = Leftovers(state_dir, work_dir, groups)
-            await leftovers.remove_all()
-            self._earlier_end = _begin_life(state_dir)
-            sandbox = await choose(config)
-            database = Database(state_dir / "buildd.db", Receipts(state_dir))
-            await in_thread(database.open)
-            async with trio.open_nursery() as storage:
-                await storage.start(database.run)
-                journal = Journal(database, config.events.keep)
-                await self._with_storage(sandbox, groups, leftovers, database, journal)
-                storage.cancel_scope.cancel()
+            async with trio.open_nursery() as signals:
+                await signals.start(self._signals)
+                with self._starting:
+                    await self._serve(state_dir, work_dir)
+                signals.cancel_scope.cancel()
             life.end(state_dir)
         finally:
             os.close(lock)
         log.info("stopped")
+
+    async def _serve(self, state_dir: Path, work_dir: Path) -> None:
+        groups, trouble = cgroups.take_over()
+        if groups is None:
+            log.info("limits of memory, processes and processors are watched by sampling", why=trouble)
+        leftovers = Leftovers(state_dir, work_dir, groups)
+        await leftovers.remove_all()
+        self._earlier_end = _begin_life(state_dir)
+        sandbox = await choose(self._config)
+        database = Database(state_dir / "buildd.db", Receipts(state_dir))
+        await in_thread(database.open)
+        async with trio.open_nursery() as storage:
+            await storage.start(database.run)
+            journal = Journal(database, self._config.events.keep)
+            await self._with_storage(sandbox, groups, leftovers, database, journal)
+            storage.cancel_scope.cancel()
 
     async def _with_storage(
         self,
@@ -135,12 +145,14 @@ class Daemon:
     ) -> None:
         config = self._config
         state_dir, cache_dir = Path(config.daemon.state_dir), Path(config.daemon.cache_dir)
+        instance = new_instance(state_dir)
         repositories = RepositoryStore(database)
         clones = Clones(
             cache_dir / "repos",
             _clone_settings(config),
             repositories,
             lambda kind, url, data: _discard(journal.emit(kind, repository=url, data=data)),
+            cookie={DAEMON_COOKIE: instance},
         )
         repositories.restore_from(clones.list)
         self._clones = clones
@@ -155,15 +167,16 @@ class Daemon:
             threads=trio.CapacityLimiter(_BUILD_THREADS),
             spawn_turn=trio.Lock(),
             cgroups=groups,
-            instance=new_instance(state_dir),
+            instance=instance,
         )
-        await in_thread(tools.artifacts.remove_temporaries)
+        planner = Planner(self.config, clones, cache_dir)
+        await in_thread(_remove_leftovers, tools.artifacts, planner)
         runs = RunStore(database)
         engine = Engine(
             config=self.config,
             journal=journal,
             store=runs,
-            planner=Planner(self.config, clones, cache_dir),
+            planner=planner,
             tools=tools,
             assessor=Assessor(self.config, runs, tools.artifacts, journal, Environments(self.config, sandbox)),
             earlier_end=self._earlier_end,
@@ -193,6 +206,7 @@ class Daemon:
                 await transfers.start(clones.run)
                 async with trio.open_nursery() as work:
                     await work.start(collector.run)  # it clears up before runs make anything new
+                    self._has_begun = True
                     await work.start(engine.run)
                     await work.start(sweeper.run)
                     await self._with_engine(engine, collector, clones, journal, database, runs, tools)
@@ -254,7 +268,6 @@ class Daemon:
                     adopted_fd=systemd.adopted_socket(),
                 )
             )
-            await front.start(self._signals)
             if sandbox.name == "plain":
                 await front.start(_reap_orphans)
             front.start_soon(_feed_watchdog, engine)
@@ -278,6 +291,9 @@ class Daemon:
         elif not drain:
             self._stop.hurry = True
         self._stop.requested.set()
+        if not self._has_begun:
+            self._limit_life(float(self._config.daemon.shutdown_limit))
+            self._starting.cancel()
 
     def _grace(self) -> float:
         return 0.0 if self._stop.hurry else float(self._config.daemon.shutdown_grace)
@@ -379,6 +395,15 @@ def _begin_life(state_dir: Path) -> life.End:
     except OSError as error:
         log.warning("cannot note that the daemon runs; the next start will not know how it ended", error=str(error))
         return "killed"
+
+
+def _remove_leftovers(artifacts: ArtifactStore, planner: Planner) -> None:
+    """Remove what a daemon that was killed was writing. What will not go is no reason not to start. Blocks."""
+    for remove in (artifacts.remove_temporaries, planner.remove_leftovers):
+        try:
+            remove()
+        except OSError as error:
+            log.error("what an earlier daemon was writing stays", path=error.filename, error=error.strerror)
 
 
 def _lock(state_dir: Path) -> int:

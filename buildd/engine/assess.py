@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Set
 from functools import partial
 
 import structlog
+import trio
 from msgspec import Struct
 
 from buildd.config import Config
@@ -99,7 +100,8 @@ class Assessor:
         """Verify an artifact before it is used; a damaged one is set aside."""
         why = "its files are not what its manifest says"
         try:
-            if await in_thread(self._artifacts.verify_on_use, output):
+            verify = self._artifacts.verify_on_use
+            if await in_thread(verify, output, trio.from_thread.check_cancelled):
                 return self._artifacts.exists(output)  # it may have gone meanwhile
         except OSError as error:
             if is_shortage(error):

@@ -171,7 +171,7 @@ class Collector:
         return result
 
     async def _choose(self, account: Account, slack: float) -> Choice:
-        entries = await in_thread(self._surveyor.survey)
+        entries = await in_thread(self._surveyor.survey, trio.from_thread.check_cancelled)
         for index, entry in enumerate(entries):
             if account.is_stuck(entry) or (entry.kind == "artifact" and self._is_needed(entry.id)):
                 entries[index] = msgspec.structs.replace(entry, in_use=True)

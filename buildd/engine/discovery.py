@@ -13,7 +13,7 @@ from __future__ import annotations
 import posixpath
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import compress
 from operator import is_not
 from pathlib import Path
@@ -26,6 +26,7 @@ from buildd.errors import BuilddError
 from buildd.model import Package
 from buildd.recipes.native import RECIPE_FILE, Origin, discover, read_recipes
 from buildd.repos.trees import LINK, GitStore
+from buildd.store.tree import uncancelled
 
 T = TypeVar("T")
 
@@ -89,8 +90,12 @@ class Discoveries:
         """By repository, store and tree; the last used comes last."""
         self._lock = threading.Lock()
 
-    def look(self, repository: str, store: str, tree: str) -> Revision:
-        """The packages of a tree. Raises InvalidInput, NotFound."""
+    def remove_leftovers(self) -> None:
+        """Remove what a daemon that was killed was keeping. Before the first look. Raises OSError."""
+        self._keepsakes.remove_leftovers()
+
+    def look(self, repository: str, store: str, tree: str, check: Callable[[], None] = uncancelled) -> Revision:
+        """The packages of a tree. Raises InvalidInput, NotFound; `check` may raise to end it."""
         with self._lock:
             found = self._known.get((repository, store, tree))
             like = next((r for (o, s, _), r in reversed(self._known.items()) if (o, s) == (repository, store)), None)
@@ -105,8 +110,9 @@ class Discoveries:
                 found = _derived(like, reader, origin) if like is not None else None
                 derived = found is not None
                 if found is None:
-                    files = discover(reader, origin)
+                    files = discover(reader, origin, check)
                     found = Revision(tree, {file: _reused(files[file], like) for file in files} if like else files)
+            check()
             self._remember((repository, store, tree), found)
             self._save(repository, store, found, derived=derived)
         return found

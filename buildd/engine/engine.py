@@ -74,6 +74,8 @@ LARGE_RUN = 1000
 """After a run in which more packages were looked at one by one, freed memory is given back."""
 TOUCH_EVERY_S = 3600.0
 """Artifacts of packages that stay up to date are noted as used this often; the collector's order is no finer."""
+RECALL_WITHIN_S = 5.0
+"""How long a run that is cancelled after a restart may take to find out what it had built before."""
 CANCEL_GRACE_S = 1.0
 """Seconds between SIGTERM and SIGKILL when a person cancels: they are watching."""
 
@@ -102,6 +104,8 @@ class Engine:
         self._by_number: dict[int, Run] = {}
         self._unwritten: dict[str, Run] = {}
         """Runs that have ended while the database was in trouble: only memory knows how."""
+        self._taken_up = False
+        """Whether all unfinished runs of earlier lives are here."""
         self._next_number = store.next_number()
         self._drained_for_good = False
         self._nursery: trio.Nursery | None = None
@@ -131,9 +135,11 @@ class Engine:
             )
             run.resumed = True
             run.interrupted = {id: build for id, build in closed.items() if build.run == run.id}
+            run.made = await self._store.outputs_of_run(run.id)
             self._admit(run)
             self._reports.state(run, before=name_of(record.state), data={"resumed": True})
             log.info("run resumed", run=run.id, number=record.number)
+        self._taken_up = True
 
     def _admit(self, run: Run) -> None:
         assert self._nursery is not None
@@ -214,8 +220,10 @@ class Engine:
             return await self._cancel_package(run, package, by)
         run.record = msgspec.structs.replace(run.record, cancelled_by=run.record.cancelled_by or by)
         commit = self._reports.cancel_requested(run, by)
-        if run.places is None or not run.resumed:  # else it soon knows again what it had built
+        if run.places is None or not run.resumed:
             run.preparing.cancel()
+        else:  # it soon knows again what it had built, if its sources are still there
+            run.preparing.deadline = trio.current_time() + RECALL_WITHIN_S
         self._cancel_rest(run, f"cancelled by {by}")
         await commit.wait()
         return f"run {run.record.number} is being cancelled"
@@ -329,7 +337,7 @@ class Engine:
 
     def in_use(self, output: str) -> bool:
         """Whether an artifact may still be needed by an unfinished run."""
-        return any(run.uses(output) for run in self._runs.values())
+        return not self._taken_up or any(run.uses(output) for run in self._runs.values())
 
     def forget(self, outputs: Collection[str]) -> None:
         """These artifacts are gone: nothing is answered with them any more."""
@@ -399,16 +407,19 @@ class Engine:
                     await run.settled.wait()
                 await self._conclude(run)
         except BuilddError as error:
-            await self._end(run, Failed(error=error.message, hint=error.hint))
+            await self._give_up(run, error.message, error.hint)
         except OSError as error:
-            await self._end(
-                run, Failed(error=encodable(f"{error.strerror}: {error.filename}"), hint="free disk space?")
-            )
+            await self._give_up(run, encodable(f"{error.strerror}: {error.filename}"), "free disk space?")
         except Exception:
             log.exception("run failed by a fault of the daemon")
-            await self._end(
-                run, Failed(error="internal error; the daemon's log has the details", hint="please report it")
-            )
+            await self._give_up(run, "internal error; the daemon's log has the details", "please report it")
+
+    async def _give_up(self, run: Run, error: str, hint: str) -> None:
+        """End a run that cannot go on; nobody cares why when it was cancelled."""
+        if run.record.cancelled_by is not None:
+            await self._end(run, Cancelled(reason=f"cancelled by {run.record.cancelled_by}"))
+        else:
+            await self._end(run, Failed(error=error, hint=hint))
 
     async def _prepare(self, run: Run) -> None:
         """Discover, plan and find out what is up to date, or go on with the sources of an earlier life."""
@@ -464,7 +475,8 @@ class Engine:
             done = run.progress.in_state("success", "skipped")
             made = [(p.package, p.output_id) for p in done if p.output_id is not None]
             made += [(entry.package, entry.output_id) for entry in run.progress.settled.values()]
-            await in_thread(collect_release, self._release_dir(run), made, self._tools.artifacts)
+            collect = partial(collect_release, check=trio.from_thread.check_cancelled)
+            await in_thread(collect, self._release_dir(run), made, self._tools.artifacts)
         if stats.failed:
             names = ", ".join(p.package.name for p in run.progress.in_state("failed")[:5])
             more = f" and {stats.failed - 5} more" if stats.failed > 5 else ""

@@ -48,6 +48,11 @@ class Keepsakes:
         self._lock = threading.Lock()
         self._code = _code()
 
+    def remove_leftovers(self) -> None:
+        """Remove what a daemon that was killed was writing. Before anything is kept. Raises OSError."""
+        for path in self._directory.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
     def load(self, repository: str, store: str) -> tuple[str, Mapping[str, tuple[Package, ...]]] | None:
         """Tree id and recipe files of the revision that was kept; None without one."""
         try:
@@ -68,7 +73,7 @@ class Keepsakes:
         raw = {os.fsencode(path): packages for path, packages in files.items()}
         body = msgspec.msgpack.encode(_Kept(repository, store, tree, raw))
         try:
-            with self._lock:  # pruning would take another one's temporary file for a leftover
+            with self._lock:  # two at once would prune the same files
                 self._directory.mkdir(parents=True, exist_ok=True)
                 temporary.write_bytes(zstandard.compress(self._code + body, 1))
                 temporary.replace(path)
@@ -80,7 +85,7 @@ class Keepsakes:
 
     def _prune(self) -> None:
         found = sorted(self._directory.glob(f"*{_SUFFIX}"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        for path in (*found[KEPT:], *self._directory.glob(".*.tmp")):
+        for path in found[KEPT:]:
             path.unlink(missing_ok=True)
 
     def _path(self, repository: str, store: str) -> Path:

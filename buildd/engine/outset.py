@@ -149,6 +149,7 @@ class Preparer:
             with ExitStack() as opened:
                 git = {store: opened.enter_context(GitStore(Path(store))) for store in set(fresh.values())}
                 for tree, store in fresh.items():
+                    trio.from_thread.check_cancelled()
                     listing = git[store].listing(tree)
                     run.crcs[tree] = crc32(listing)
                     files = [(os.fsencode(e.path), e.mode, bytes.fromhex(e.id)) for e in listing]

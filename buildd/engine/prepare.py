@@ -30,6 +30,7 @@ from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodabl
 from buildd.execute.sandbox import SYSTEM_PATH
 from buildd.model import Package
 from buildd.planner.graph import dependents, topological_order
+from buildd.repos.cachedir import sweep
 from buildd.repos.clones import Clones
 from buildd.repos.trees import GitStore, snapshot
 from buildd.threads import in_thread
@@ -146,6 +147,12 @@ class Planner:
         self._discoveries = Discoveries(Keepsakes(cache_dir / "discoveries"))
         self._plans: OrderedDict[object, Plan] = OrderedDict()
         """The last plan for each set of targets, whatever their trees; the last used comes last."""
+
+    def remove_leftovers(self) -> None:
+        """Remove what a daemon that was killed was writing. Blocks; before anything is planned. Raises OSError."""
+        self._discoveries.remove_leftovers()
+        for store in self._snapshots.glob("*.git"):
+            sweep(store)
 
     async def locate(
         self, targets: Sequence[Target], *, refresh: bool, held: AsyncExitStack, worktree: bool = False
@@ -295,7 +302,7 @@ class Planner:
             try:
                 async with self._locks.setdefault(place.directory, trio.Lock()):
                     del self._looks[place.directory]
-                    look.tree = await in_thread(snapshot, Path(place.directory), Path(place.store))
+                    look.tree = await in_thread(_snapshot, Path(place.directory), Path(place.store))
             except (BuilddError, OSError) as error:
                 look.error = error
             finally:
@@ -362,7 +369,7 @@ class Planner:
 
         def work() -> str:
             store.parent.mkdir(parents=True, exist_ok=True)
-            tree = snapshot(directory, store)
+            tree = _snapshot(directory, store)
             with GitStore(store) as git:
                 git.subtree(tree, inside)
             return tree
@@ -378,7 +385,10 @@ class Planner:
     async def _discover(self, known: _Known, place: Located) -> Revision:
         home = (place.repository, place.store, place.tree)
         if home not in known.revisions:
-            known.revisions[home] = await in_thread(self._discoveries.look, place.repository, place.store, place.tree)
+            look = partial(self._discoveries.look, check=trio.from_thread.check_cancelled)
+            known.revisions[home] = await in_thread(  # one large recipe file takes seconds
+                look, place.repository, place.store, place.tree, abandon_on_cancel=True
+            )
         return known.revisions[home]
 
     async def _foreign(self, known: _Known, text: str, refresh: bool, held: AsyncExitStack) -> Located:
@@ -511,6 +521,11 @@ def _final(package: Package, depends: tuple[str, ...], tools: Mapping[str, bool]
     if (depends, ignore) == (package.depends, package.ignore):
         return package
     return msgspec.structs.replace(package, depends=depends, ignore=ignore)
+
+
+def _snapshot(directory: Path, store: Path) -> str:
+    """In a worker thread; ends when that is cancelled."""
+    return snapshot(directory, store, trio.from_thread.check_cancelled)
 
 
 def _git_top(directory: Path) -> Path | None:

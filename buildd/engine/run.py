@@ -33,6 +33,8 @@ class Run:
         """Whether an earlier life of the daemon began it."""
         self.interrupted: dict[str, BuildRecord] = {}
         """Builds by id that the end of an earlier life cut short; the database may not know yet."""
+        self.made: Set[str] = frozenset()
+        """Output ids of its successes in earlier lives of the daemon, which it will take over."""
         self.plan: Plan | None = None
         self.rules: Rules | None = None
         self.lineage: Lineage | None = None
@@ -92,11 +94,12 @@ class Run:
             self.learn(package, repository, known)
 
     def uses(self, output: str) -> bool:
-        """Whether an artifact answers a package of this run, so that another may still need it."""
+        """Whether an artifact answers a package of this run, or will, so that another may still need it."""
         changes = self.progress.changes if self.progress is not None else 0
         if self._outputs is None or self._outputs[:2] != (id(self.standing), changes):
             packages = self.progress.packages.values() if self.progress is not None else ()
             outputs = {entry.output_id for entry in self.standing.settled.values()} | set(self.verified.values())
+            outputs |= self.made
             self._outputs = id(self.standing), changes, outputs | {p.output_id for p in packages if p.output_id}
         return output in self._outputs[2]
 

@@ -53,6 +53,7 @@ class Leftovers:
     def __init__(self, state_dir: Path, work_dir: Path, groups: Cgroups | None) -> None:
         self._house = house(state_dir) + "-"
         self._places = (work_dir, state_dir / "prefixes")
+        self._shared_prefix = state_dir / "prefix"
         self._groups = groups
 
     def find(self) -> Found:
@@ -78,10 +79,13 @@ class Leftovers:
 
     def remove_directories(self, build: str) -> None:
         for place in self._places:
-            try:
-                remove_tree(place / build)
-            except OSError as error:
-                log.error("a directory of a build that has ended stays", path=str(place / build), error=str(error))
+            self._remove(place / build)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            remove_tree(path)
+        except OSError as error:
+            log.error("a directory of a build that has ended stays", path=str(path), error=str(error))
 
     async def remove_cgroup(self, build: str) -> None:
         group = self._groups.builds().get(build) if self._groups is not None else None
@@ -103,6 +107,7 @@ class Leftovers:
             log.warning("stray processes of an earlier daemon were killed", pids=strays, survivors=survivors)
         for build in found.directories:
             await in_thread(self.remove_directories, build)
+        await in_thread(self._remove, self._shared_prefix)  # of plain processes, which this daemon need not use
         if found.directories or found.cgroups:
             log.info(
                 "what builds of an earlier daemon left was removed",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import secrets
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +49,7 @@ def pack(
             prefix=f"{name}-{version}",
             mtime=0,
             manifest=msgspec.json.encode(manifest),
+            temporary=artifacts.unfinished(output),
             check=check,
         )
     return target
@@ -76,13 +76,14 @@ def write_tar_zst(
     *,
     prefix: str,
     mtime: int,
+    temporary: Path,
     manifest: bytes | None = None,
     check: Callable[[], None] = uncancelled,
 ) -> None:
     """Write `target`: the manifest and everything in `listing` below the directory `prefix` (may be empty).
 
-    Replaces `target` by one rename after it is on the disk; nothing is left if it fails. Raises BuildFailure
-    (`phase_failed`) if a file of `tree` is not what `listing` says, or OSError.
+    It is written at `temporary` and replaces `target` by one rename after it is on the disk; nothing is left if it
+    fails. Raises BuildFailure (`phase_failed`) if a file of `tree` is not what `listing` says, or OSError.
     """
     if manifest is not None and any(entry.path == MANIFEST for entry in listing.entries):
         raise BuildFailure(
@@ -90,7 +91,6 @@ def write_tar_zst(
             f"the output holds a {MANIFEST}, which is where its own manifest goes",
             hint="let the stage phase install that file below a directory",
         )
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as raw:
             compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=0, write_checksum=True)

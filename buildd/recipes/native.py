@@ -10,7 +10,7 @@ import difflib
 import posixpath
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -105,11 +105,15 @@ class _PackageTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ignore: str = ""
 
 
-def discover(tree: Tree, origin: Origin) -> dict[str, tuple[Package, ...]]:
-    """The packages of every `buildd.toml` in the tree, by its path. Raises InvalidInput naming file and key."""
+def discover(tree: Tree, origin: Origin, check: Callable[[], None] = lambda: None) -> dict[str, tuple[Package, ...]]:
+    """The packages of every `buildd.toml` in the tree, by its path. Raises InvalidInput naming file and key.
+
+    `check` is called for each file, and may raise to end it.
+    """
     found: dict[str, tuple[Package, ...]] = {}
     seen: dict[str, str] = {}
     for path, blob in tree.files_named(RECIPE_FILE):
+        check()
         found[path] = read_recipes(path, blob, tree, origin)
         for package in found[path]:
             if package.name in seen:

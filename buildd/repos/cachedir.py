@@ -20,7 +20,14 @@ from pathlib import Path
 from buildd.repos.worker import ORIGIN_FILE
 
 _CLONE_NAME = re.compile(r".+-[0-9a-f]{12}\.git")
-_LEFTOVER = re.compile(r"tmp_.*|.*\.lock|\.tmp-.*")
+_LEFTOVER = re.compile(
+    r"tmp_.*|.*\.lock|\.tmp-.*"
+    r"|packed-refs\.new"  # git refuses to write another one
+    r"|pack-.*\.keep"
+    r"|.*_git2_[A-Za-z0-9]{6}"  # of libgit2
+    r"|buildd-stat\.tmp"
+)
+"""Names of what git, libgit2 and `buildd.repos.snapshot` write and rename when it is complete."""
 
 
 class CacheDir:
@@ -80,7 +87,8 @@ def remove(path: Path) -> None:
 def sweep(repository: Path) -> int:
     """Remove what a killed fetch left in a clone: half packs, and locks that would stop every later fetch.
 
-    Only while nothing writes to the clone, which its one owner knows. Returns how many files went.
+    Only while nothing writes to the clone, which its one owner knows; the same for the store of a snapshot. Returns
+    how many files went.
     """
     count = 0
     folders = [repository, repository / "objects", repository / "objects/pack"]

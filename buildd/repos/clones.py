@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -67,12 +67,15 @@ class Clones:
         *,
         spawner: Spawner = spawn,
         clock: Callable[[], float] = time.time,
+        cookie: Mapping[str, str] | None = None,
     ) -> None:
+        """`cookie` goes into the environment of workers, so that the next daemon finds those that outlived this one."""
         self._cache = CacheDir(cache_dir)
         self._settings = settings
         self._catalog = Catalog(records, clock)
         self._emit = emit
         self._spawner = spawner
+        self._cookie = dict(cookie or {})
         self._clock = clock
         self._jobs: dict[str, Job] = {}
         self._users: dict[str, int] = {}
@@ -437,6 +440,7 @@ class Clones:
             request,
             spawner=self._spawner,
             environ=os.environ,
+            cookie=self._cookie,
             idle_timeout_s=settings.idle_timeout_s,
             total_timeout_s=settings.total_timeout_s,
             report=lambda progress: self._progress(job, progress),

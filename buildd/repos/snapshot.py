@@ -17,6 +17,7 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -61,11 +62,11 @@ class _Changed(Exception):
     """Something was not the same after reading as before."""
 
 
-def snapshot(directory: Path, store_dir: Path) -> str:
+def snapshot(directory: Path, store_dir: Path, check: Callable[[], None] = lambda: None) -> str:
     """Put the content of `directory` into the git repository `store_dir` (made when missing); its tree id.
 
-    Blocks. One snapshot at a time per store. Raises Refused when the directory does not hold still, NotFound,
-    InvalidInput, OSError (unreadable file).
+    Blocks; `check` is called for each entry, and may raise to end it. One snapshot at a time per store. Raises Refused
+    when the directory does not hold still, NotFound, InvalidInput, OSError (unreadable file).
     """
     local.check_directory(directory)
     if store_dir.resolve().is_relative_to(directory.resolve()):
@@ -74,7 +75,7 @@ def snapshot(directory: Path, store_dir: Path) -> str:
     known = store.load(directory)
     changed = ""
     for attempt in range(_ATTEMPTS):
-        scan = _Scan(directory, store, known)
+        scan = _Scan(directory, store, known, check)
         try:
             tree = scan.tree()
         except (_Changed, FileNotFoundError, NotADirectoryError) as error:
@@ -130,7 +131,7 @@ class _Store:
             self._marker.unlink(missing_ok=True)
         if files != before:
             data = msgspec.msgpack.encode(_StatCache(version=1, directory=os.fsencode(directory), files=files))
-            temporary = self._path / f"buildd-stat.{os.getpid()}.tmp"
+            temporary = self._path / "buildd-stat.tmp"
             temporary.write_bytes(data)
             temporary.replace(self._path / "buildd-stat")
 
@@ -146,10 +147,11 @@ class _Store:
 class _Scan:
     """One reading of the directory. `seen` is the stat cache that results."""
 
-    def __init__(self, directory: Path, store: _Store, known: dict[bytes, _Cached]) -> None:
+    def __init__(self, directory: Path, store: _Store, known: dict[bytes, _Cached], check: Callable[[], None]) -> None:
         self._top = os.fsencode(directory)
         self._store = store
         self._known = known
+        self._check = check
         self._ignored = _Ignored(directory)
         self._settled_before = time.time_ns() - _SETTLE_NS
         self._count = 0
@@ -172,6 +174,7 @@ class _Scan:
                 rules = (*rules, (len(rel) + 1 if rel else 0, IgnoreFile(file.read(_MAX_IGNORE_FILE))))
         items: list[tuple[bytes, bytes]] = []
         for entry in found:
+            self._check()
             self._count += 1
             if self._count > limits.MAX_ENTRIES:
                 raise InvalidInput(f"{os.fsdecode(self._top)} has more than {limits.MAX_ENTRIES} entries")

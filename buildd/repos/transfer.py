@@ -63,17 +63,19 @@ async def transfer(
     *,
     spawner: Spawner,
     environ: Mapping[str, str],
+    cookie: Mapping[str, str],
     idle_timeout_s: float,
     total_timeout_s: float,
     report: Callable[[Progress], None],
 ) -> Done:
     """Run one worker to its end. `report` is called in this task for each change of progress.
 
+    The worker sees of `environ` what transports need, and all of `cookie`.
     The server may be silent for `idle_timeout_s`; the whole may take `total_timeout_s`. Raises CloneFailed.
     """
     with trio.CancelScope(deadline=trio.current_time() + total_timeout_s) as total:
         with trio.CancelScope() as idle:
-            return await _run(request, spawner, environ, idle, idle_timeout_s, report)
+            return await _run(request, spawner, worker_environ(environ) | dict(cookie), idle, idle_timeout_s, report)
     if idle.cancelled_caught:
         raise CloneFailed("network", f"the server sent nothing for {idle_timeout_s:g} s")
     assert total.cancelled_caught
@@ -136,9 +138,7 @@ def _start(request: Request, spawner: Spawner, environ: Mapping[str, str]) -> tu
         ends += [stdin_read, stdin_write]
         # At most a few KiB, less than a pipe holds: this cannot block.
         os.write(stdin_write, msgspec.json.encode(request))
-        process = spawner(
-            worker_argv(), env=worker_environ(environ), stdin=stdin_read, stdout=out_write, stderr=out_write
-        )
+        process = spawner(worker_argv(), env=environ, stdin=stdin_read, stdout=out_write, stderr=out_write)
     except OSError as error:
         raise CloneFailed(
             "other",

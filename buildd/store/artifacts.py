@@ -115,6 +115,10 @@ class ArtifactStore:
         """Where the packed form called `name` is, or would be."""
         return self.directory(output) / name
 
+    def unfinished(self, output: str) -> Path:
+        """A new name for a file that is to go into an artifact, where the next start finds and removes it."""
+        return _hidden(self.directory(output))
+
     def receipts(self, output: str) -> list[Receipt]:
         """The newest receipts of an artifact, newest first; those that cannot be read are passed over."""
         return read_receipts(self.directory(output) / "builds")
@@ -145,7 +149,7 @@ class ArtifactStore:
         output = output_id(listing)
         self._hold(output)
         try:
-            manifest = self._known(output) or self._publish(output, listing, staged, created_at, mtime, check)
+            manifest = self._known(output, check) or self._publish(output, listing, staged, created_at, mtime, check)
         except BaseException:
             self.holds.release(output)
             raise
@@ -159,11 +163,11 @@ class ArtifactStore:
             with contextlib.suppress(OSError):  # either way it is withdrawn no longer
                 self.remove_withdrawn(output)
 
-    def _known(self, output: str) -> Manifest | None:
+    def _known(self, output: str, check: Callable[[], None]) -> Manifest | None:
         """The manifest of an artifact that is there already; a damaged one makes way."""
         if not self.exists(output):
             return None
-        if not self.verify_on_use(output):
+        if not self.verify_on_use(output, check):
             self.set_aside(output)
             return None
         self.touch((output,))
@@ -233,7 +237,7 @@ class ArtifactStore:
         with self.holds.holding(output) as held:
             if not held or not self.exists(output):
                 raise missing(output)
-            write_pin(self.directory(output), pin)
+            write_pin(self.directory(output), pin, temporary=self.unfinished(output))
 
     def unpin(self, output: str) -> bool:
         """Undo `pin`; False when it was not pinned. Raises OSError."""
@@ -252,15 +256,16 @@ class ArtifactStore:
         """
         return self._soundness.verify(output, self.tree(output), lambda: self.listing(output), check)
 
-    def verify_on_use(self, output: str) -> bool:
+    def verify_on_use(self, output: str, check: Callable[[], None] = uncancelled) -> bool:
         """Whether an artifact is there and sound.
 
         It is read in full unless that was done in this life of the daemon, and sizes, times and inodes of its files
-        are what they were then. Raises OSError for trouble that says nothing about the artifact.
+        are what they were then. Raises OSError for trouble that says nothing about the artifact; `check` may raise to
+        end it.
         """
         try:
             return self.exists(output) and self._soundness.is_sound(
-                output, self.tree(output), lambda: self.listing(output)
+                output, self.tree(output), lambda: self.listing(output), check
             )
         except NotFound:  # it went in this moment
             return False

@@ -116,6 +116,10 @@ class Database:
         self._opened().submit(commit)
         return commit
 
+    async def flush(self) -> None:
+        """Return once everything that was submitted so far is on disk, or kept for when it can be."""
+        await self.submit([]).wait(kept=True)
+
     def on_commit(self, call: Callable[[], None]) -> None:
         """Call this on trio's thread each time that batches were written, kept or failed."""
         self._on_commit.append(call)

@@ -4,13 +4,15 @@ A new file is made under another name and put in place by a rename, when it is c
 set aside and never removed. The files are watched by their inodes and times: SQLite itself goes on for long with
 a file that was deleted or overwritten, and what it writes then is lost.
 
-Invariant: a database never meets the write-ahead log of another one, whatever is killed when.
+Invariants: a database never meets the write-ahead log of another one, whatever is killed when; from the moment that
+a new file is complete, it is the database, also when the daemon is killed while it is put in place.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -18,7 +20,7 @@ from msgspec import Struct
 
 from buildd.store import sqlite
 from buildd.store.renewal import History, Renewal
-from buildd.store.sqlite import Connection, DatabaseError, keep_number, last_number
+from buildd.store.sqlite import Connection, DatabaseError, Statement, keep_number, last_number
 from buildd.store.tree import sync_directory
 from buildd.store.trouble import DamagedDatabase, in_words, kind_of
 
@@ -45,6 +47,9 @@ class DatabaseFile:
         self.path = path
         self._history = history
         self._fresh = path.with_name(f"{path.name}.new")
+        """A new file that is being made."""
+        self._ready = path.with_name(f"{path.name}.ready")
+        """One that is complete and durable, on its way to the path."""
         self._behind = path.with_name(f"{path.name}.behind")
         self._watched = (("", str(path)), ("-wal", f"{path}-wal"))
         self._seen: Seen = {}
@@ -60,6 +65,7 @@ class DatabaseFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_fresh()
+            self._finish_exchange()
             connection, renewal = self._open()
             if self._behind.exists():
                 self._catch_up(connection)
@@ -188,9 +194,11 @@ class DatabaseFile:
         self._remove_fresh()
         sqlite.copy(source, self._fresh)
 
-    def make_new(self, *, with_history: bool, beginning: bool = False) -> int:
+    def make_new(self, *, with_history: bool, beginning: bool = False, live: Sequence[Statement] = ()) -> int:
         """Make a new file; the number of builds that could be read back. Raises like `connect`.
 
+        `live` is what only the daemon's memory knows: without it, a run that was accepted would be lost with a
+        daemon that is killed now.
         Numbers go on above those that were used. At the `beginning` nobody remembers those of events: where the
         old file does not tell, they go on at the present time in seconds, which is far above.
         """
@@ -209,7 +217,9 @@ class DatabaseFile:
             elif beginning:
                 kept.append(keep_number("events", int(time.time())))
             sqlite.apply(connection, kept)
-            return _count(connection, "*")
+            rebuilt = _count(connection, "*")
+            sqlite.apply(connection, live)
+            return rebuilt
         finally:
             connection.close()
 
@@ -236,7 +246,19 @@ class DatabaseFile:
     def put_in_place(self, why: str, rebuilt: int | None, *, asked: bool = False) -> Renewal:
         """Set aside what is at the path, and put the new file there. Raises OSError."""
         _sync(self._fresh)
-        aside = self._free_name("reset" if asked else "corrupt")
+        self._fresh.rename(self._ready)
+        sync_directory(self.path.parent)
+        try:
+            aside = self._exchange("reset" if asked else "corrupt")
+        except OSError:
+            if self._is_there():  # it stays in use, and the next start is not to go on with this
+                self._ready.unlink(missing_ok=True)
+            raise
+        return Renewal(path=str(aside) if aside is not None else None, why=why, rebuilt=rebuilt, asked=asked)
+
+    def _exchange(self, label: str) -> Path | None:
+        """Put the file that is ready at the path; where the one that was there is now. Raises OSError."""
+        aside = self._free_name(label)
         now = self._look()
         moved = bool(self._seen) and not self._is_own("", now)  # the file in use is elsewhere, or gone
         self._part("-shm").unlink(missing_ok=True)
@@ -246,9 +268,15 @@ class DatabaseFile:
             self._part("-wal").rename(f"{aside}-wal")
         if "" in now:
             self.path.rename(aside)
-        self._fresh.rename(self.path)
+        self._ready.rename(self.path)
         sync_directory(self.path.parent)
-        return Renewal(path=str(aside) if "" in now else None, why=why, rebuilt=rebuilt, asked=asked)
+        return aside if "" in now else None
+
+    def _finish_exchange(self) -> None:
+        """Go on where an earlier daemon was killed."""
+        if self._ready.exists():
+            aside = self._exchange("replaced")
+            log.warning("a new database is put in place, as the last daemon had begun to", old=str(aside))
 
     def _part(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)

@@ -23,9 +23,8 @@ class Pin(Struct, frozen=True, kw_only=True):
     """Why, in the user's words."""
 
 
-def write_pin(directory: Path, pin: Pin) -> None:
-    """Pin the artifact in `directory`, or change its pin. Raises OSError."""
-    temporary = directory / f".{NAME}.tmp"
+def write_pin(directory: Path, pin: Pin, *, temporary: Path) -> None:
+    """Pin the artifact in `directory`, or change its pin, by a file that is written at `temporary`. Raises OSError."""
     write_file(temporary, msgspec.json.encode(pin))
     temporary.rename(directory / NAME)
     sync_directory(directory)

@@ -312,6 +312,16 @@ class RunStore:
         )
         return [_build_decoder.decode(row[0]) for row in rows]
 
+    async def outputs_of_run(self, run: str) -> frozenset[str]:
+        """The output ids of a run's successful builds."""
+        rows = await self._database.read(
+            lambda c: c.execute(
+                "SELECT DISTINCT output_id FROM builds WHERE run = ? AND state = 'success' AND output_id IS NOT NULL",
+                (run,),
+            ).fetchall()
+        )
+        return frozenset(row[0] for row in rows)
+
     async def history(self, names: Iterable[str]) -> dict[str, float]:
         """Median duration in seconds of each package's last successes; packages without one are left out."""
         sql = _SUCCESSES.format(columns="duration_s", count=MEDIAN_OF)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from buildd.store.artifacts import ArtifactStore
 from buildd.store.collect import Entry, Space
 from buildd.store.manifest import NAME as MANIFEST
 from buildd.store.pins import NAME as PIN
-from buildd.store.tree import remove_tree
+from buildd.store.tree import remove_tree, uncancelled
 
 BLOCK = 512
 """Bytes of the blocks that `stat` counts in, on every file system."""
@@ -60,12 +60,16 @@ class Surveyor:
             total_inodes=found.f_files,
         )
 
-    def survey(self) -> list[Entry]:
-        """Everything that may go. Blocks; what vanishes meanwhile, or cannot be read, is left out."""
+    def survey(self, check: Callable[[], None] = uncancelled) -> list[Entry]:
+        """Everything that may go; what vanishes meanwhile, or cannot be read, is left out.
+
+        Blocks; `check` is called for each artifact, and may raise to end it.
+        """
         owners: dict[int, str] = {}
         artifacts: list[Entry] = []
         seen: dict[str, _Seen] = {}
         for output in self._artifacts.outputs():
+            check()
             directory = self._artifacts.directory(output)
             try:
                 found = self._look(directory)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from buildd.errors import BuildFailure, Refused
 from buildd.store.listing import OutputEntry, OutputListing, output_id, scan
-from buildd.store.tree import uncancelled
 
 MAX_PROBLEMS = 20
 """Problems that are told one by one; of further ones the number."""
@@ -60,10 +59,12 @@ class Soundness:
         with self._turn(output):
             return self._verify(output, tree, listing, check)
 
-    def is_sound(self, output: str, tree: Path, listing: Callable[[], OutputListing]) -> bool:
+    def is_sound(
+        self, output: str, tree: Path, listing: Callable[[], OutputListing], check: Callable[[], None]
+    ) -> bool:
         """Whether there is no problem; read in full unless it was and nothing has changed since."""
         with self._turn(output):
-            return self.unchanged(output, tree) or not self._verify(output, tree, listing, uncancelled)
+            return self.unchanged(output, tree) or not self._verify(output, tree, listing, check)
 
     def _turn(self, output: str) -> threading.Lock:
         return self._turns[int(output[:2], 16) % _TURNS]

@@ -80,8 +80,8 @@ class Repair:
         self.done = done
         self.making = False
         """Whether something is under way that ends in this thread's queue."""
-        self.live = False
-        """Whether the backlog has what only the daemon's memory knows."""
+        self.live: list[Statement] | None = None
+        """What only the daemon's memory knows, once it was asked; the backlog has it too."""
 
 
 class Writer:
@@ -297,7 +297,7 @@ class Writer:
         if repair.making:
             return
         repair.making = True
-        if repair.source == "copy" or repair.live:
+        if repair.source == "copy" or repair.live is not None:
             try:
                 threading.Thread(target=self._make, args=(repair,), name="database-repair", daemon=True).start()
             except RuntimeError as error:  # the machine is short of threads or memory
@@ -318,7 +318,7 @@ class Writer:
             except Exception:
                 log.exception("a part of the daemon's state could not be put into the new database")
         self._backlog.begin_with(statements)  # older batches say the same again, and what memory forgot meanwhile
-        repair.live = True
+        repair.live = statements
         repair.making = False
         self._write([])
         self._go_on_with(repair)
@@ -331,7 +331,7 @@ class Writer:
             if repair.source == "copy":
                 self._file.make_copy(self._transactions.connection)
             else:
-                rebuilt = self._file.make_new(with_history=repair.source == "history")
+                rebuilt = self._file.make_new(with_history=repair.source == "history", live=repair.live or ())
         except Exception as caught:
             error = caught
         self._queue.put(partial(self._switch, repair, rebuilt, error))

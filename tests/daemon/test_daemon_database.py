@@ -8,11 +8,12 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Daemon, RecipeRepository, RpcError, named, unbooted, until
+from harness import Daemon, RecipeRepository, RpcError, named, served, unbooted, until
 
 Boot = Callable[..., Daemon]
 PARTS = ("", "-wal", "-shm")
@@ -314,3 +315,21 @@ def test_a_disk_that_fills_in_the_middle_is_said_and_nothing_false_is_recorded(
     assert records(daemon) == dict.fromkeys(["before", *NAMES], "success")
     assert daemon.build(repository).stats.skipped == 5
     assert daemon.terminate() == 0
+
+
+def test_a_clone_is_accepted_or_deleted_once_that_is_on_record(daemon: Daemon, tmp_path: Path) -> None:
+    def answers(method: str) -> tuple[bool, bool]:
+        """Whether it answered while the database was locked for a moment, and after that."""
+        with contextlib.closing(sqlite3.connect(database(daemon), isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with ThreadPoolExecutor() as pool:
+                answer = pool.submit(daemon.call, method, {"repo": url})
+                early = bool(wait([answer], timeout=0.5).done)
+                other.execute("ROLLBACK")
+                return early, answer.result(timeout=20) is not None
+
+    with served(tmp_path) as server:
+        url = server.url(RecipeRepository(tmp_path / "one").package("p"))
+        assert answers("repo.clone") == (False, True)
+        until(lambda: daemon.call("repo.status", {"repo": url})["clone_status"]["status"] != "cloning", "it has ended")
+        assert answers("repo.delete") == (False, True)

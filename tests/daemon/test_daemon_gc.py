@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Daemon, RecipeRepository, RpcError, named, until
+from harness import Daemon, GitServer, RecipeRepository, RpcError, named, until
 
 Boot = Callable[..., Daemon]
 
@@ -267,6 +268,30 @@ def test_what_a_killed_collection_left_is_removed_at_the_next_start(boot: Boot, 
     assert daemon.work_directories() == []
     assert not (daemon.state_dir / "releases" / ".1.gone.tmp").exists()
     assert daemon.build(repository).stats.success == 1
+
+
+def test_what_an_interrupted_run_has_built_is_not_collected_before_the_run_goes_on(
+    boot: Boot, tmp_path: Path, git_server: GitServer
+) -> None:
+    repository = RecipeRepository(tmp_path / "served")
+    library(repository, "lib")
+    repository.package("app", depends=["lib"], phases={"build": "echo here; sleep 300"}).commit()
+    daemon = boot(settings={"cache.min_free_bytes": 0})
+    number = daemon.start(git_server.url(repository))
+    daemon.until_running(number, 1, saying="here")
+    built = named(daemon.run(number), "lib")
+    daemon.kill9()
+    for clone in (daemon.cache_dir / "repos").glob("*.git"):
+        shutil.rmtree(clone)
+    git_server.close()
+    with socket.create_server(("127.0.0.1", git_server.port)):  # it says nothing: the run cannot go on yet
+        daemon.boot()
+        until(lambda: daemon.status()["clones"], "the run waits for its clone")
+        assert gc(daemon, "--max-bytes", "1", status=1)["collected"] == []
+        assert on_disk(daemon) == {Path(str(built.artifact)).name}
+        daemon.call("run.cancel", {"run": str(number)})
+        assert daemon.wait(number).state == "cancelled"
+    assert len(gc(daemon, "--max-bytes", "1")["collected"]) == 1
 
 
 @pytest.mark.skipif(not can_mount(), reason="user namespaces that may mount are not to be had here")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 from collections.abc import Callable
 
+import psutil
 from daemon_stubborn import READY, stubborn_packages, stubborn_text
-from harness import Daemon, RecipeRepository, named, until
+from harness import Daemon, RecipeRepository, alive, named, needs_bwrap, until
 
 Boot = Callable[..., Daemon]
 
@@ -41,6 +43,38 @@ def test_kill_9_with_stubborn_builds_leaves_no_process_and_the_run_completes(
     assert view.stats.success == view.stats.total == 28
     assert all(daemon.record(named(view, p.name).build_id).attempt == 2 for p in running)
     until(lambda: not daemon.work_directories(), "the directories of all builds are gone", within=2)
+
+
+def test_a_clone_that_outlived_a_killed_daemon_is_ended_by_the_next_one(boot: Boot) -> None:
+    daemon = boot()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        daemon.call("repo.clone", {"repo": f"git://127.0.0.1:{silent.getsockname()[1]}/x"})
+        peer, _ = silent.accept()
+        workers = psutil.Process(daemon.pid).children(recursive=True)
+        for worker in workers:
+            worker.suspend()  # as if the disk held it up: it cannot do what it does when its daemon dies
+        daemon.kill9()
+        assert workers
+        assert all(alive(worker.pid) for worker in workers)
+        daemon.boot()
+        assert psutil.wait_procs(workers, timeout=5)[1] == []
+        peer.close()
+
+
+@needs_bwrap
+def test_what_plain_builds_had_is_gone_when_the_next_daemon_has_a_sandbox(
+    boot: Boot, repository: RecipeRepository
+) -> None:
+    daemon = boot(backend="plain")
+    install = 'mkdir -p "$DESTDIR$PREFIX" && echo >"$DESTDIR$PREFIX/{0}"'
+    repository.package("lib", phases={"stage": install.format("lib")})
+    repository.package("app", depends=["lib"], phases={"build": "echo here; sleep 300"}).commit()
+    daemon.until_running(daemon.start(repository), 1, saying="here")
+    daemon.kill9()
+    assert (daemon.state_dir / "prefix" / "lib").exists()
+    daemon.settings["sandbox.backend"] = "bwrap"
+    daemon.boot()
+    assert not (daemon.state_dir / "prefix").exists()
 
 
 def test_a_run_that_was_accepted_and_not_begun_completes(boot: Boot, repository: RecipeRepository) -> None:

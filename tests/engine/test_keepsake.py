@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import RecipeRepository, git
+from harness import RecipeRepository, git, killed_before
 
 from buildd.engine import discovery, keepsake
 from buildd.engine.discovery import Discoveries
@@ -73,6 +73,16 @@ def test_what_other_code_has_kept_is_not_used(
 def test_a_directory_that_cannot_be_written_does_no_harm(workspace: RecipeRepository, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("a file is in the way")
     assert set(look(workspace, tmp_path / "kept").packages) == {"base", "app"}
+
+
+def test_what_was_being_kept_when_the_daemon_was_killed_is_removed(tmp_path: Path) -> None:
+    keepsakes = Keepsakes(tmp_path / "kept")
+    keepsakes.save("/r", "/s", "0" * 40, {})
+    killed_before("os.rename", lambda: keepsakes.save("/r", "/s", "1" * 40, {}))
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    Keepsakes(tmp_path / "kept").remove_leftovers()
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    assert keepsakes.load("/r", "/s") == ("0" * 40, {})
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

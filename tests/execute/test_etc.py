@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import killed_before
 
 from buildd.execute.sandbox.etc import Etc
 
@@ -161,6 +162,15 @@ def test_what_somebody_removes_is_made_again(machine: Machine) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         machine.etc.refresh()
         assert machine.shown == BASIS
+
+
+def test_a_file_that_was_being_written_when_the_daemon_was_killed_is_removed(machine: Machine) -> None:
+    machine.copy()
+    machine.write("hosts", "127.0.0.9 localhost\n")
+    killed_before("os.rename", machine.copy)
+    assert len(list(machine.copies.parent.iterdir())) == 2
+    machine.copy()
+    assert [path.name for path in machine.copies.parent.iterdir()] == ["etc"]
 
 
 def test_a_file_is_never_seen_half_written(machine: Machine) -> None:

@@ -19,7 +19,16 @@ from harness.daemon import (
     states,
     unbooted,
 )
-from harness.processes import alive, kill_all, resident_bytes, until, with_command, with_cookie, with_environment
+from harness.processes import (
+    alive,
+    kill_all,
+    killed_before,
+    resident_bytes,
+    until,
+    with_command,
+    with_cookie,
+    with_environment,
+)
 from harness.repository import GitServer, RecipeRepository, git, served
 from harness.rpc import RpcError, Silence
 from harness.web import WebServer
@@ -43,6 +52,7 @@ __all__ = [
     "bwrap_trouble",
     "git",
     "kill_all",
+    "killed_before",
     "named",
     "needs_bwrap",
     "resident_bytes",

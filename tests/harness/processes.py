@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
@@ -74,6 +77,27 @@ def kill_all(pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def killed_before(event: str, act: Callable[[], object], *, nth: int = 1) -> None:
+    """Do something in a process of its own that dies, as by `kill -9`, at the `nth` of the audit events `event`."""
+    seen = itertools.count(1)
+
+    def die(name: str, _: tuple[object, ...]) -> None:
+        if name == event and next(seen) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a fork while threads of earlier tests linger: the child needs none
+        child = os.fork()
+    if child == 0:
+        try:
+            sys.addaudithook(die)
+            act()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, f"there was no {event}"
 
 
 def resident_bytes(pid: int) -> int:

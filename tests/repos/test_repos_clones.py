@@ -411,6 +411,32 @@ async def test_after_a_crash_leftovers_are_gone_and_records_tell(tmp_path: Path,
         await clones.ensure(server.url("one"), refresh=True)
 
 
+async def test_a_fetch_that_was_killed_while_it_wrote_stops_no_later_one_and_leaves_nothing(
+    tmp_path: Path, server: GitDaemon, transport: str
+) -> None:
+    source = make_repository(server.root / "one")
+    git("branch", "topic", cwd=source)
+    house = House(tmp_path, transport=transport)
+    async with running(house) as clones:
+        path = Path((await clones.ensure(server.url("one"))).path)
+    before = set(path.rglob("*"))
+    names = ("packed-refs.new", "packed-refs.lock", "refs/heads/main.lock", "HEAD.lock")
+    half = (
+        "objects/pack/tmp_idx_abc",
+        "objects/pack/pack-0123.keep",
+        "objects/pack/pack_git2_Ab3dE9",
+        "objects/tmp_obj_1",
+    )
+    for name in (*names, *half):
+        (path / name).write_text("")
+    git("branch", "-D", "topic", cwd=source)
+    house.clones = house.make()
+    async with running(house) as clones:
+        assert set(path.rglob("*")) == before
+        await clones.ensure(server.url("one"), refresh=True)
+        assert [branch.name for branch in await clones.branches("one")] == ["main"]
+
+
 async def test_clones_without_records_are_adopted_or_removed(tmp_path: Path, server: GitDaemon) -> None:
     make_repository(server.root / "one")
     house = House(tmp_path)

@@ -8,10 +8,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from harness import killed_before
 from repos_servers import commit, git, make_repository
 
 from buildd.errors import InvalidInput, NotFound, Refused
 from buildd.repos import snapshot as module
+from buildd.repos.cachedir import sweep
 from buildd.repos.trees import GitStore, snapshot
 
 
@@ -188,6 +190,21 @@ def test_a_store_that_a_power_loss_caught_writing_is_made_anew(plain: Path, tmp_
     (store / "buildd-writing").write_text("another boot")
     assert snapshot(plain, store) == tree
     assert len(GitStore(store).read_blob(id, 100)) > 0
+
+
+def test_what_a_killed_snapshot_left_is_swept_away_and_the_next_one_is_right(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLE_NS", 0)
+    store = tmp_path / "s"
+    tree = snapshot(plain, store)
+    (plain / "fresh").write_text("x")
+    killed_before("os.rename", lambda: snapshot(plain, store))
+    assert (store / "buildd-stat.tmp").exists()
+    (store / "objects/tmp_object_git2_Ab3dE9").write_text("half")
+    assert sweep(store) == 2
+    assert not list(store.rglob("*tmp*"))
+    assert snapshot(plain, store) != tree
 
 
 def test_a_damaged_stat_cache_is_ignored(plain: Path, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from harness import killed_before
 
 from buildd.errors import BuildFailure, InvalidInput, NotFound, Refused
 from buildd.model import BuildRecord
 from buildd.planner.keys import Inputs, KeyParts
+from buildd.publish.tarball import pack
 from buildd.store import damaged
 from buildd.store.artifacts import ArtifactStore, Manifest, ManifestHead, Receipt, file_digest
 from buildd.store.pins import Pin
@@ -181,11 +183,21 @@ def test_what_an_interrupted_build_left_is_removed_and_the_rest_is_not(store: Ar
     assert store.remove_temporaries() == 0
 
 
-def test_a_receipt_that_was_being_written_is_removed_as_well(store: ArtifactStore) -> None:
-    half = store.root / ".b1.tmp"
-    half.write_text("{")
+@pytest.mark.parametrize("what", ["receipt", "pin", "tarball"])
+def test_what_was_being_written_for_an_artifact_when_the_daemon_was_killed_is_removed(
+    store: ArtifactStore, tmp_path: Path, what: str
+) -> None:
+    output = add(store, staged(tmp_path / "dest", FILES)).output_id
+    writers: dict[str, Callable[[], object]] = {
+        "receipt": lambda: store.add_receipt(output, receipt("b1", output)),
+        "pin": lambda: store.pin(output, Pin(by="ann", at=3.0)),
+        "tarball": lambda: pack(store, output, "jq", "1"),
+    }
+    before = sorted(store.root.rglob("*"))
+    killed_before("os.rename", writers[what])
+    assert len(temporaries(store)) == 1
     store.remove_temporaries()
-    assert not half.exists()
+    assert sorted(store.root.rglob("*")) == before
 
 
 @pytest.mark.parametrize("text", ["", "abc", "../../../etc/passwd", "AB" * 32, "g" * 64, "a" * 65])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from harness import killed_before
 
 from buildd.errors import Refused
 from buildd.model import Repository
@@ -514,6 +515,46 @@ async def test_what_an_interrupted_renewal_left_is_removed(tmp_path: Path) -> No
         part(path, f".new{suffix}").write_bytes(b"half")
     async with opened(path):
         assert not [name for name in everything(path) if ".new" in name]
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+async def test_a_new_file_that_is_complete_is_the_database_though_the_daemon_is_killed_while_it_is_put_in_place(
+    tmp_path: Path, nth: int
+) -> None:
+    path = tmp_path / "b.db"
+
+    def exchange() -> None:
+        file = DatabaseFile(path, Ledger("x"))
+        connection = file.connect()
+        sqlite.apply(connection, [repository("old")])
+        file.remember()
+        file.make_new(with_history=True, live=[repository("live")])
+        file.put_in_place("it was damaged", 1)
+
+    killed_before("os.rename", exchange, nth=nth)  # the new one is complete; the log and the file go aside; it is there
+    async with opened(path, Ledger("x"), first=False) as database:
+        assert urls(database) == (["old"] if nth == 1 else ["live"])
+        assert builds(database) == ([] if nth == 1 else [("x", "success")])
+        assert database.renewal is None
+    assert not [name for name in everything(path) if name.startswith((".new", ".ready"))]
+
+
+async def test_a_new_file_that_could_not_be_put_in_place_is_not_put_there_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "b.db"
+    async with opened(path) as database:
+        await database.submit([repository("a")]).wait()
+
+        def fail(*_: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DatabaseFile, "_exchange", fail)
+            with pytest.raises(DatabaseError):
+                await database.reset()
+    async with opened(path) as database:
+        assert urls(database) == ["a"]
 
 
 async def test_records_that_an_earlier_daemon_could_not_write_are_read_back(tmp_path: Path) -> None:

@@ -452,6 +452,12 @@ def test_any_tree_is_removed_entirely_with_few_open_directories(
 # --- write_tar_zst ---
 
 
+def _write(tree: Path, listing: OutputListing, target: Path, *, prefix: str, manifest: bytes | None = None) -> None:
+    temporary = target.with_name("unfinished")
+    write_tar_zst(tree, listing, target, prefix=prefix, mtime=MTIME, temporary=temporary, manifest=manifest)
+    assert not temporary.exists()
+
+
 def unpacked(path: Path) -> list[tarfile.TarInfo]:
     with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
         with tarfile.open(mode="r|", fileobj=stream) as archive:
@@ -463,10 +469,10 @@ def test_a_tarball_holds_the_listing_and_the_manifest_and_is_the_same_each_time(
     (tree / "bin/x").chmod(0o755)
     (tree / "bin/l").symlink_to("x")
     listing = scan(tree)
-    write_tar_zst(tree, listing, tmp_path / "1.tar.zst", prefix="p-1.0/", mtime=MTIME, manifest=b"{}")
+    _write(tree, listing, tmp_path / "1.tar.zst", prefix="p-1.0/", manifest=b"{}")
     for path in tree.rglob("*"):
         os.utime(path, (1, 1), follow_symlinks=False)
-    write_tar_zst(tree, listing, tmp_path / "2.tar.zst", prefix="p-1.0", mtime=MTIME, manifest=b"{}")
+    _write(tree, listing, tmp_path / "2.tar.zst", prefix="p-1.0", manifest=b"{}")
     assert (tmp_path / "1.tar.zst").read_bytes() == (tmp_path / "2.tar.zst").read_bytes()
     members = unpacked(tmp_path / "1.tar.zst")
     assert [member.name for member in members] == [
@@ -484,7 +490,7 @@ def test_a_tarball_holds_the_listing_and_the_manifest_and_is_the_same_each_time(
 
 def test_a_tarball_is_what_tar_unpacks(tmp_path: Path) -> None:
     tree = make(tmp_path / "tree", {"a/b": "x"})
-    write_tar_zst(tree, scan(tree), tmp_path / "t.tar.zst", prefix="", mtime=MTIME)
+    _write(tree, scan(tree), tmp_path / "t.tar.zst", prefix="")
     (tmp_path / "to").mkdir()
     plain = tmp_path / "t.tar"
     with (tmp_path / "t.tar.zst").open("rb") as source, plain.open("wb") as target:
@@ -500,7 +506,7 @@ def test_a_file_that_changed_since_the_listing_is_an_error(content: str, tmp_pat
     (tree / "f").write_text(content)
     (tmp_path / "t.tar.zst").write_text("older")
     with pytest.raises(BuildFailure, match="f changed between the stage phase"):
-        write_tar_zst(tree, listing, tmp_path / "t.tar.zst", prefix="p", mtime=MTIME)
+        _write(tree, listing, tmp_path / "t.tar.zst", prefix="p")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.tar.zst", "tree"]
     assert (tmp_path / "t.tar.zst").read_text() == "older"
 
@@ -508,5 +514,5 @@ def test_a_file_that_changed_since_the_listing_is_an_error(content: str, tmp_pat
 def test_an_output_cannot_replace_its_own_manifest(tmp_path: Path) -> None:
     tree = make(tmp_path / "tree", {"manifest.json": "mine"})
     with pytest.raises(BuildFailure, match=r"the output holds a manifest\.json"):
-        write_tar_zst(tree, scan(tree), tmp_path / "t.tar.zst", prefix="p", mtime=MTIME, manifest=b"{}")
-    write_tar_zst(tree, scan(tree), tmp_path / "t.tar.zst", prefix="p", mtime=MTIME)
+        _write(tree, scan(tree), tmp_path / "t.tar.zst", prefix="p", manifest=b"{}")
+    _write(tree, scan(tree), tmp_path / "t.tar.zst", prefix="p")

@@ -176,7 +176,7 @@ async def _set_aside(services: Services, output: str, problems: Sequence[str]) -
 
 async def _refuse_damaged(services: Services, output: str) -> None:
     """Raises Refused for a damaged artifact, after setting it aside, and NotFound for one that is gone."""
-    if await in_thread(services.artifacts.verify_on_use, output):
+    if await in_thread(services.artifacts.verify_on_use, output, trio.from_thread.check_cancelled):
         return
     verdict = await _verify(services, output)
     if not verdict.ok:
@@ -198,7 +198,7 @@ async def export(services: Services, params: ArtifactParams, peer: Peer) -> Arti
         earlier = services.artifacts.packed(output, tarball_name(name, version))
         if earlier.exists() and not is_whole(earlier):
             earlier.unlink()
-        path = pack(services.artifacts, output, name, version)
+        path = pack(services.artifacts, output, name, version, check=trio.from_thread.check_cancelled)
         return ArtifactExport(output_id=output, filename=path.name, bytes=path.stat().st_size, sha256=file_digest(path))
 
     with services.artifacts.holds.holding(output):

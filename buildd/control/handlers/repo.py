@@ -1,4 +1,7 @@
-"""repo.*: clones and what is known of them."""
+"""repo.*: clones and what is known of them.
+
+Invariant: what was answered is on record, and a `kill -9` does not undo it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from buildd.protocol import Branch, BranchList, CloneParams, CloneResult, Empty,
 
 async def clone(services: Services, params: CloneParams, peer: Peer) -> CloneResult:
     answer = services.clones.request(params.repo, again=params.again)
+    await services.database.flush()
     return CloneResult(status=answer.status, path=answer.path, message=answer.message)
 
 
@@ -32,6 +36,7 @@ async def cancel(services: Services, params: RepoParams, peer: Peer) -> Ok:
 
 async def delete(services: Services, params: RepoParams, peer: Peer) -> Ok:
     await services.clones.delete(params.repo)
+    await services.database.flush()
     return Ok(message="the clone and its record are removed")
 
 

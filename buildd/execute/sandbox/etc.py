@@ -174,7 +174,8 @@ def _mirror(wanted: Mapping[str, Content], directory: Path) -> None:
             name = str(path.relative_to(directory))
             if name not in wanted or _is_directory(path) != (wanted[name] is None):
                 remove_tree(path)
-    fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
+    fresh = directory.with_name(f".{directory.name}.new")
+    fresh.unlink(missing_ok=True)  # of a daemon that was killed here
     for name in sorted(wanted):  # directories before what is in them
         path, content = directory / name, wanted[name]
         if content is None:
