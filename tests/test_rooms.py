@@ -21,7 +21,7 @@ FLOORS = [  # from top to bottom
     {"store"},
     {"monitor"},
     {"planner"},
-    {"model", "protocol", "config", "errors", "process", "systemd", "logging", "heap"},
+    {"model", "protocol", "config", "errors", "process", "systemd", "logging", "journald", "heap"},
 ]
 DOORS = {
     "zmq": "buildd/control/socket.py",
