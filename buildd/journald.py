@@ -42,18 +42,23 @@ class Journal:
 
     def send(self, fields: Mapping[str, str]) -> None:
         """Make an entry. Names are capital letters, digits and underscores, and begin with a letter."""
-        self._socket.settimeout(0.0 if self._lost else _PATIENCE_S)
-        try:
-            self._deliver(fields)
-        except OSError:
-            self._lost += 1
-            return
-        if self._lost:
-            lost, self._lost = self._lost, 0
-            self.send({"MESSAGE": f"{lost} log entries were lost: the journal did not take them", "PRIORITY": f"{WARNING}"})
-
-    def _deliver(self, fields: Mapping[str, str]) -> None:
         entry = b"".join(_encoded(name, value) for name, value in fields.items())
+        if not (self._sent(entry, 0.0) or (not self._lost and self._sent(entry, _PATIENCE_S))):
+            self._lost += 1
+        elif self._lost:
+            lost, self._lost = self._lost, 0
+            message = f"{lost} log entries were lost: the journal did not take them"
+            self.send({"MESSAGE": message, "PRIORITY": str(WARNING)})
+
+    def _sent(self, entry: bytes, patience: float) -> bool:
+        self._socket.settimeout(patience)
+        try:
+            self._deliver(entry)
+        except OSError:
+            return False
+        return True
+
+    def _deliver(self, entry: bytes) -> None:
         try:
             self._socket.sendto(entry, self._address)
         except OSError as error:

@@ -1,9 +1,9 @@
 """A machine by hand, with this checkout as it is now; run it in the directory `tests`.
 
-    python -m vm run COMMAND…     boot a new one, run each shell command in it, and throw it away
-    python -m vm console          boot a new one with this terminal as root's console; `poweroff` ends it, or Ctrl-A X
-    python -m vm up DIRECTORY     boot a new one that stays until this is ended, with its files in a new directory …
-    python -m vm in DIRECTORY COMMAND…    … and run shell commands in it from elsewhere
+python -m vm run COMMAND…     boot a new one, run each shell command in it, and throw it away
+python -m vm console          boot a new one with this terminal as root's console; `poweroff` ends it, or Ctrl-A X
+python -m vm up DIRECTORY     boot a new one that stays until this is ended, with its files in a new directory …
+python -m vm in DIRECTORY COMMAND…    … and run shell commands in it from elsewhere
 """
 
 from __future__ import annotations

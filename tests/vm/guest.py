@@ -117,7 +117,7 @@ class Guest(Machine):
 
     def leftovers(self, *, within: float = RUN_S) -> str:
         """What is left of builds after so many seconds; nothing, as soon as nothing is."""
-        script = f"left() {{ {_LEFTOVERS} }}\nwhile out=$(left); [ -n \"$out\" ]; do echo \"$out\"; sleep 0.5; done"
+        script = f'left() {{ {_LEFTOVERS} }}\nwhile out=$(left); [ -n "$out" ]; do echo "$out"; sleep 0.5; done'
         result = self.run(script, within=within, check=False)
         return "" if result.status == 0 else result.out[-2000:]
 

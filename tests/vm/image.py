@@ -40,7 +40,7 @@ SOMEBODY = "alice"
 """The user of the guest who may control the daemon."""
 NOBODY_SPECIAL = "bob"
 """The user of the guest who may only look."""
-DISK_SIZE = "4G"
+DISK_SIZE = "12G"
 _KEPT = 3
 _TOOLS = {  # program -> Debian package
     "mmdebstrap": "mmdebstrap",
@@ -80,7 +80,9 @@ def require_tools() -> None:
     if os.geteuid() != 0:
         raise Unavailable("tests in a virtual machine must be run by root: they make a root file system")
     if missing:
-        raise Unavailable(f"programs are missing; on Debian: apt-get install --no-install-recommends {' '.join(missing)}")
+        raise Unavailable(
+            f"programs are missing; on Debian: apt-get install --no-install-recommends {' '.join(missing)}"
+        )
 
 
 @contextlib.contextmanager
@@ -94,10 +96,10 @@ def image(checkout: Path = ROOT) -> Iterator[Image]:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        system = _kept(cache, "system", _hash(RELEASE, *PACKAGES, *_contents(SYSTEM)), _make_system)
+        system = _kept(cache, "system", _hash(*_system_command(), *_contents(SYSTEM)), _make_system)
         needed = _requirements(checkout)
         wheels = _kept(cache, "wheels", _hash(*needed), lambda to: _download(needed, to))
-        content = _hash(system.name, wheels.name, DISK_SIZE, *_contents(*(checkout / name for name in INSTALLED)))
+        content = _hash(system.name, wheels.name, *_contents(Path(__file__), *(checkout / name for name in INSTALLED)))
         yield Image(_kept(cache, "image", content, lambda to: _install(checkout, system, wheels, to)))
 
 
@@ -147,23 +149,27 @@ def _is_made(path: Path) -> bool:
 # --- the steps --------------------------------------------------------------------------------------------
 
 
-def _make_system(to: Path) -> None:
-    _say(f"making a Debian {RELEASE} with mmdebstrap; this takes some minutes, once")
-    tree = f"tar -C {shlex.quote(str(SYSTEM))} --owner=0 --group=0 --mode=u=rwX,go=rX -c . | tar -C \"$1\" -x"
+def _system_command() -> list[str]:
+    """How the system is made, but for where it goes."""
+    tree = 'tar -C "$VM_SYSTEM" --owner=0 --group=0 --mode=u=rwX,go=rX -c . | tar -C "$1" -x'
     inside = (
         "update-initramfs -u",
         "passwd --delete root",
         *(f"useradd --create-home --shell /bin/bash {user}" for user in (SOMEBODY, NOBODY_SPECIAL)),
-        "rm -f /etc/machine-id && touch /etc/machine-id",
         "systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer",
     )
-    _execute(
+    return [
         *("mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}"),
         *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")),
         f"--customize-hook={tree}",
         *(f'--customize-hook=chroot "$1" sh -c {shlex.quote(command)}' for command in inside),
-        *(RELEASE, str(to / "root.tar")),
-    )
+        RELEASE,
+    ]
+
+
+def _make_system(to: Path) -> None:
+    _say(f"making a Debian {RELEASE} with mmdebstrap; this takes some minutes, once")
+    _execute(*_system_command(), str(to / "root.tar"), env={**os.environ, "VM_SYSTEM": str(SYSTEM)})
 
 
 def _requirements(checkout: Path) -> list[str]:
@@ -202,8 +208,13 @@ def _install(checkout: Path, system: Path, wheels: Path, to: Path) -> None:
     shutil.copytree(wheels, root / "wheels")
     # pip works as on any machine, but takes everything from the wheels
     environment = {"PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"}
-    script = "\n".join(["set -eux", "cd /root/buildd", *commands_of_readme(checkout)])
-    chroot = f'mount -t proc proc "$0/proc"; exec chroot "$0" sh -c {shlex.quote(script)}'
+    # the first boot starts what is enabled; nothing can be started in a chroot
+    commands = [
+        command.replace("systemctl enable --now", "systemctl enable") for command in commands_of_readme(checkout)
+    ]
+    script = "\n".join(["set -eux", "systemd-machine-id-setup", "cd /root/buildd", *commands])
+    # systemctl knows a chroot by process 1 having another root: it must not be replaced
+    chroot = f'mount -t proc proc "$0/proc"; chroot "$0" sh -c {shlex.quote(script)}; exit'
     _execute("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", chroot, str(root), env=environment)
     shutil.rmtree(root / "wheels")
     for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd.img", "initrd.img-*")):

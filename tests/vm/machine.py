@@ -130,7 +130,7 @@ class Machine:
     def _command(self, serial: str) -> list[str]:
         accelerator = os.environ.get("BUILDD_VM_ACCEL", "tcg,thread=multi")
         return [
-            *("qemu-system-x86_64", "-accel", accelerator, "-cpu", "max", "-smp", "2", "-m", _MEMORY),
+            *("qemu-system-x86_64", "-nodefaults", "-accel", accelerator, "-cpu", "max", "-smp", "2", "-m", _MEMORY),
             *("-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none", "-serial", serial),
             *("-kernel", f"{self.directory}/vmlinuz", "-initrd", f"{self.directory}/initrd.img"),
             *("-append", "root=/dev/vda rootfstype=ext4 rw console=ttyS0 quiet panic=1"),
@@ -145,7 +145,9 @@ class Machine:
 
     def last_words(self) -> str:
         """What the console and qemu said last."""
-        texts = [path.read_text(errors="replace") for path in (self._console, self.directory / "qemu.log") if path.exists()]
+        texts = [
+            path.read_text(errors="replace") for path in (self._console, self.directory / "qemu.log") if path.exists()
+        ]
         return "\n".join(text[-3000:] for text in texts)
 
     # --- commands -------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ class Machine:
 
     def until(self, command: str, *, within: float = RUN_S) -> str:
         """Repeat shell text in the guest until it ends with 0; its output."""
-        script = f"until out=$({command}); do sleep 0.2; done; printf %s \"$out\""
+        script = f'until out=$({command}); do sleep 0.2; done; printf %s "$out"'
         return self.run(script, within=within).out
 
     def write(self, path: str, text: str) -> None:

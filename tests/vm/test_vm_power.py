@@ -19,10 +19,17 @@ from vm.guest import Guest, copied_in
 
 CUTS = 10
 SEED = os.environ.get("BUILDD_VM_SEED") or str(random.randrange(10**6))
-PACKAGES = {  # name -> what it needs
-    **{"base": (), "data": (), "lib": ("base",), "codec": ("base", "data"), "tool": ("lib",)},
-    **{"server": ("lib", "codec"), "client": ("lib",), "docs": ("data",)},
+PACKAGES: dict[str, list[str]] = {
+    "base": [],
+    "data": [],
+    "lib": ["base"],
+    "codec": ["base", "data"],
+    "tool": ["lib"],
+    "server": ["lib", "codec"],
+    "client": ["lib"],
+    "docs": ["data"],
 }
+"""What each needs."""
 BUILD = """\
 for i in 1 2 3; do echo step $i; sleep 1; done
 printf 'int main(void) { return 0; }\\n' > "$BUILDDIR/main.c"
@@ -47,7 +54,7 @@ def workspace(path: Path, mark: str) -> RecipeRepository:
     repository = RecipeRepository(path)
     for name, needs in PACKAGES.items():
         phases = {"build": BUILD, "stage": STAGE.format(name)}
-        repository.package(name, depends=list(needs), phases=phases, files={"src": mark})
+        repository.package(name, depends=needs, phases=phases, files={"src": mark})
     repository.commit()
     return repository
 
