@@ -27,6 +27,9 @@ _PRIORITIES = {
     "critical": journald.CRITICAL,
 }
 
+_CONTEXT = ("run", "build", "package")
+"""What is bound in a context; it comes in no order, and is said last."""
+
 
 def set_up(level: str) -> None:
     """Configure structlog for the process. May be called again with another level."""
@@ -64,7 +67,8 @@ def say_last(*lines: str) -> None:
 def _to_entry(_: object, __: str, event: structlog.typing.EventDict) -> tuple[tuple[dict[str, str]], dict[str, Any]]:
     """The fields of an entry. People see its message, so that has everything; programs ask for the fields."""
     level, message, fault = event.pop("level"), str(event.pop("event")), event.pop("exception", None)
-    texts = {name: value if isinstance(value, str) else _as_json(value) for name, value in event.items()}
+    items = sorted(event.items(), key=lambda item: _CONTEXT.index(item[0]) if item[0] in _CONTEXT else -1)
+    texts = {name: value if isinstance(value, str) else _as_json(value) for name, value in items}
     words = " ".join([message, *(f"{name}={_quoted(text)}" for name, text in texts.items())])
     return (
         {

@@ -141,7 +141,7 @@ def test_the_log_of_a_service_has_priorities_and_fields(listener: Listener) -> N
     assert run_program(listener, "") == "<3>the end\n<3>  a hint\n"
     context = {"BUILDD_RUN": "r1", "BUILDD_BUILD": "b1", "BUILDD_PACKAGE": "vim"}
     assert listener.entry() == {
-        "MESSAGE": 'it is so run=r1 build=b1 package=vim size=3 where="a place" ok=true',
+        "MESSAGE": 'it is so size=3 where="a place" ok=true run=r1 build=b1 package=vim',
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "buildd",
         "BUILDD_EVENT": "it is so",
