@@ -1,9 +1,11 @@
-# make run     set up everything needed and build the example packages with a daemon of their own
-# make test    set up everything needed, check the code and run the tests
-# make lint    only check the code
-# make bench   run the benchmarks
-# make soak    a thousand builds and a hundred at once in one daemon: does anything leak? (takes minutes)
-# make clean   remove everything that these targets made
+# make run      set up everything needed and build the example packages with a daemon of their own
+# make test     set up everything needed, check the code and run the tests
+# make vm-test  run the tests that need a whole machine, in a virtual one: takes some twenty minutes; needs root,
+#               mmdebstrap and qemu, and keeps the disks that it makes in ~/.cache/buildd-vm
+# make soak     a thousand builds and a hundred at once in one daemon: does anything leak? (takes minutes)
+# make lint     only check the code
+# make bench    run the benchmarks
+# make clean    remove everything that these targets made in this directory
 #
 # Everything goes into .venv and .buildd in this directory. PYTHON=python3.12 chooses the interpreter.
 
@@ -18,7 +20,7 @@ PYTHON_SCRIPTS := examples/run examples/toolchain examples/distfiles/pack
 SHELL_SCRIPTS := .ci/run examples/upstream/make-repository examples/upstream/serve
 MAN_PAGES = $(wildcard man/*.[1-9])
 
-.PHONY: run test lint bench soak clean
+.PHONY: run test vm-test soak lint bench clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python examples/toolchain
@@ -26,6 +28,9 @@ run: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+vm-test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -o faulthandler_timeout=1200 tests/vm
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench

@@ -8,6 +8,7 @@ import sys
 sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None is how an import is told that there is none
 
 import argparse
+import faulthandler
 import json
 import os
 import threading
@@ -31,6 +32,7 @@ EXIT_OUT_OF_TIME = 75
 
 def main() -> None:
     """Parse the command line and run the daemon until it is asked to stop."""
+    faulthandler.enable()  # systemd's watchdog sends SIGABRT: what was everybody doing?
     arguments = _parser().parse_args()
     files = [Path(arguments.config)] if arguments.config else None
     load = partial(config.load, files=files, settings=arguments.set)
@@ -50,7 +52,7 @@ def main() -> None:
     except* BuilddError as group:  # nurseries wrap what goes through them
         failure = _first(group)
     if failure is not None:
-        sys.stderr.write(f"buildd: {failure.message}\n" + (f"  {failure.hint}\n" if failure.hint else ""))
+        logging.say_last(f"buildd: {failure.message}", f"  {failure.hint}" if failure.hint else "")
         status = 2 if failure.code == InvalidInput.code else EXIT_CANNOT_START
     sys.exit(status)
 

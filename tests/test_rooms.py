@@ -36,6 +36,7 @@ FLOORS = [  # from top to bottom
         "threads",
         "shortage",
         "descriptors",
+        "journald",
     },
 ]
 DOORS = {
