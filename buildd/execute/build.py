@@ -103,10 +103,21 @@ class BuildTools(Struct, frozen=True, kw_only=True):
     """Held from the work directory to the first phase: that takes a processor."""
 
 
+class Use:
+    """What a running build uses, as it was last seen. Written by whoever watches its limits."""
+
+    def __init__(self) -> None:
+        self.processes = 0
+        self.memory_bytes = 0
+        self.cpu_s = 0.0
+        self.disk_bytes = 0
+
+
 class BuildControl:
     """The handle by which the engine stops a build."""
 
     def __init__(self) -> None:
+        self.use = Use()
         self._scope = trio.CancelScope()
         self._why: tuple[FailureReason, str] | None = None
         self._grace: Callable[[], float] = lambda: 0.0

@@ -24,6 +24,7 @@ from buildd.protocol import (
     Ok,
     RunCounts,
     ShutdownParams,
+    Throttle,
     Workers,
 )
 
@@ -46,6 +47,8 @@ async def status(services: Services, params: Empty, peer: Peer) -> DaemonStatus:
             queued=counts["queued"], running=counts["busy"], success=counts["success"], failed=counts["failed"]
         ),
         workers=Workers(busy=counts["busy"], total=config.workers.max_concurrent_builds),
+        throttle=Throttle(workers=config.workers.max_concurrent_builds, total=config.workers.max_concurrent_builds),
+        paused="",
         clones=tuple(
             ActiveClone(
                 url=c.url,
