@@ -33,6 +33,22 @@ def own_resident_bytes() -> int:
         return int(file.read().split()[1]) * _PAGE
 
 
+def children(pid: int) -> list[int]:
+    """Direct children of a process, of all its threads; empty when it is gone."""
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found.extend(map(int, file.read().split()))
+        except OSError:
+            continue
+    return found
+
+
 def live_pids() -> frozenset[int]:
     """Pids of all children that were spawned here and are not reaped yet."""
     return frozenset(_live)

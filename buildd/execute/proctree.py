@@ -18,27 +18,11 @@ from pathlib import Path
 
 import trio
 
-from buildd.process import live_pids
+from buildd.process import children as children, live_pids
 
 COOKIE = "BUILDD_BUILD"
 _PROC = Path("/proc")
 _PR_SET_CHILD_SUBREAPER = 36
-
-
-def children(pid: int) -> list[int]:
-    """Direct children of a process, of all its threads; empty when it is gone."""
-    found: list[int] = []
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return found
-    for thread in threads:
-        try:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                found.extend(map(int, file.read().split()))
-        except OSError:
-            continue
-    return found
 
 
 def descendants(pid: int) -> list[int]:

@@ -1,0 +1,77 @@
+"""Free space of file systems, asked without trust that they answer.
+
+A network file system whose server is gone holds whoever asks, for ever. So each directory is asked in a thread of
+its own, and is not asked again as long as the last question has no answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import trio
+from msgspec import Struct
+
+WITHIN_S = 2.0
+"""A file system that has not answered by then is taken as one that does not."""
+
+
+class Space(Struct, frozen=True, kw_only=True):
+    """Of the file system that a directory is on."""
+
+    free_bytes: int
+    """That a process without privileges can have."""
+    total_bytes: int
+    free_inodes: int = 0
+    total_inodes: int = 0
+    """0 where the file system does not count them."""
+    device: int = 0
+    """Tells file systems apart."""
+
+
+def space_of(directory: Path) -> Space:
+    """Blocks as long as the file system does. Raises OSError."""
+    found = os.statvfs(directory)
+    return Space(
+        free_bytes=found.f_bavail * found.f_frsize,
+        total_bytes=found.f_blocks * found.f_frsize,
+        free_inodes=found.f_favail,
+        total_inodes=found.f_files,
+        device=directory.stat().st_dev,
+    )
+
+
+class Spaces:
+    """Asks after the same directories again and again; one asker at a time."""
+
+    def __init__(self, directories: Iterable[Path]) -> None:
+        self._threads = {directory: trio.CapacityLimiter(1) for directory in directories}
+
+    async def look(self) -> dict[Path, Space | None]:
+        """The space of each directory, None of those that do not answer or cannot be read. Takes WITHIN_S at most."""
+        found: dict[Path, Space | None] = dict.fromkeys(self._threads)
+        with trio.move_on_after(WITHIN_S):
+            async with trio.open_nursery() as nursery:
+                for directory, thread in self._threads.items():
+                    if not thread.borrowed_tokens:
+                        nursery.start_soon(self._ask, directory, thread, found)
+        return found
+
+    async def _ask(self, directory: Path, thread: trio.CapacityLimiter, found: dict[Path, Space | None]) -> None:
+        try:
+            found[directory] = await trio.to_thread.run_sync(
+                partial(space_of, directory), limiter=thread, abandon_on_cancel=True
+            )
+        except OSError:
+            pass  # it is left at None
+
+
+def in_units(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
