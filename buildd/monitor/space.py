@@ -1,14 +1,13 @@
 """Free space of file systems, asked without trust that they answer.
 
-A network file system whose server is gone holds whoever asks, for ever. So each directory is asked in a thread of
-its own, and is not asked again as long as the last question has no answer.
+A network file system whose server is gone holds whoever asks, for ever. So they are asked in a thread that is left
+to itself after a while, and a directory is not asked again as long as the last question has no answer.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import trio
@@ -46,26 +45,31 @@ def space_of(directory: Path) -> Space:
 class Spaces:
     """Asks after the same directories again and again; one asker at a time."""
 
-    def __init__(self, directories: Iterable[Path]) -> None:
-        self._threads = {directory: trio.CapacityLimiter(1) for directory in directories}
+    def __init__(self, directories: Collection[Path]) -> None:
+        self._directories = directories
+        self._asked: set[Path] = set()
+        """Those that have not answered yet."""
+        self._threads = trio.CapacityLimiter(len(directories))
+        """As many as can hang."""
 
     async def look(self) -> dict[Path, Space | None]:
         """The space of each directory, None of those that do not answer or cannot be read. Takes WITHIN_S at most."""
-        found: dict[Path, Space | None] = dict.fromkeys(self._threads)
-        with trio.move_on_after(WITHIN_S):
-            async with trio.open_nursery() as nursery:
-                for directory, thread in self._threads.items():
-                    if not thread.borrowed_tokens:
-                        nursery.start_soon(self._ask, directory, thread, found)
-        return found
+        found: dict[Path, Space | None] = dict.fromkeys(self._directories)
+        open_ = [directory for directory in self._directories if directory not in self._asked]
+        if open_:
+            with trio.move_on_after(WITHIN_S):
+                await trio.to_thread.run_sync(self._ask, open_, found, limiter=self._threads, abandon_on_cancel=True)
+        return dict(found)  # a thread that was left to itself may still write there
 
-    async def _ask(self, directory: Path, thread: trio.CapacityLimiter, found: dict[Path, Space | None]) -> None:
-        try:
-            found[directory] = await trio.to_thread.run_sync(
-                partial(space_of, directory), limiter=thread, abandon_on_cancel=True
-            )
-        except OSError:
-            pass  # it is left at None
+    def _ask(self, directories: Iterable[Path], found: dict[Path, Space | None]) -> None:
+        for directory in directories:
+            self._asked.add(directory)
+            try:
+                found[directory] = space_of(directory)
+            except OSError:
+                pass  # it is left at None
+            finally:
+                self._asked.discard(directory)
 
 
 def in_units(count: float) -> str:

@@ -50,10 +50,11 @@ async def test_a_file_system_that_does_not_answer_holds_nobody_and_is_not_asked_
     directory, answer, asked = dead
     spaces = Spaces([directory, tmp_path])
     with trio.fail_after(10):
+        assert await spaces.look() == {directory: None, tmp_path: None}
         for _ in range(3):
             found = await spaces.look()
             assert found[directory] is None
-            assert found[tmp_path] is not None
+            assert found[tmp_path] is not None, "those behind it are asked without it"
         assert asked == [directory], "one thread hangs, and not one more with each look"
         answer.set()
         while (await spaces.look())[directory] is None:
