@@ -38,14 +38,14 @@ class Overdue:
         return tuple(self._stuck.values())
 
     async def look(self, reading: Reading) -> None:
-        self.check(time.time())
+        self.check(time.monotonic())
 
     def check(self, now: float) -> None:
-        """Report those that have become overdue; forget those that have ended."""
+        """Report those that have become overdue; forget those that have ended. `now` is time.monotonic()'s."""
         stuck: dict[str, str] = {}
         for active in self._active():
             limit = self._limit(active)
-            over = now - active.build.started_at - limit
+            over = now - active.began - limit
             if not limit or over <= self._config().monitor.stuck_after:
                 continue
             build, phase = active.build, active.phase or "before the first phase"

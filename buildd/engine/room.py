@@ -94,6 +94,8 @@ class RoomGuard:
         self._directories = (Path(config().daemon.state_dir), Path(config().daemon.work_dir))
         self._spaces = Spaces(self._directories)
         self._states: dict[Path, State] = dict.fromkeys(self._directories, "open")
+        self._reasons: dict[Path, str] = {}
+        """Of those that are paused."""
         self._collected = False
         """Whether a collection has ended since builds were paused."""
         self._paused_at = 0.0
@@ -124,27 +126,25 @@ class RoomGuard:
     def judge(self, spaces: Mapping[Path, Space | None]) -> None:
         """Pause or resume by what was found. What does not answer is no reason for either."""
         exhausted = self._collected and not self._busy()
-        reasons: dict[Path, str] = {}
         seen: set[int] = set()
         for directory in self._directories:
             space = spaces[directory]
-            if space is None:
-                if self._states[directory] == "paused":
-                    reasons[directory] = self._gate.paused
-                continue
-            if space.device in seen:
-                continue
-            seen.add(space.device)
-            limits = attainable(limits_of(self._config().cache), space)
-            before = self._states[directory]
-            level = level_of(space, limits, before)
-            state = self._states[directory] = next_state(before, level, exhausted=exhausted)
-            if state == "paused":
-                reasons[directory] = _reason(directory, space, limits, level)
-                self._collected = self._collected and before == "paused"
-            elif state == "bearable" != before:
-                log.warning("builds go on with less room than is wanted: nothing can be collected", path=str(directory))
-        self._set("; ".join(reasons.values()))
+            if space is not None and space.device not in seen:
+                seen.add(space.device)
+                self._judge(directory, space, exhausted=exhausted)
+        self._set("; ".join(self._reasons.values()))
+
+    def _judge(self, directory: Path, space: Space, *, exhausted: bool) -> None:
+        limits = attainable(limits_of(self._config().cache), space)
+        before = self._states[directory]
+        level = level_of(space, limits, before)
+        state = self._states[directory] = next_state(before, level, exhausted=exhausted)
+        self._reasons.pop(directory, None)
+        if state == "paused":
+            self._reasons[directory] = _reason(directory, space, limits, level)
+            self._collected = self._collected and before == "paused"
+        elif state == "bearable" != before:
+            log.warning("builds go on with less room than is wanted: nothing can be collected", path=str(directory))
 
     def _set(self, reason: str) -> None:
         before, self._gate.paused = self._gate.paused, reason

@@ -115,7 +115,10 @@ class MemoryGuard:
         """What is wrong with the memory, in words; None while nothing is."""
         if not self._course.leaking:
             return None
-        where = f"see {self._profile}" if self._profile else "a profile follows"
+        if self._profile_in is not None:
+            where = "a profile follows"
+        else:
+            where = f"see {self._profile}" if self._profile else "no profile could be written"
         return f"the daemon's memory has grown far above {in_units(self._course.baseline)} and stays there: {where}"
 
     async def look(self, reading: Reading) -> None:

@@ -67,17 +67,21 @@ class Sampler:
         self._hurry = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Sample until cancelled; there is one when this has started."""
-        await self._sample()
-        task_status.started()
+        """Sample until cancelled; there is one when this has started, if the machine can be looked at."""
+        failed = False
         while True:
+            try:
+                await self._sample()
+                failed = False
+            except Exception:
+                if not failed:
+                    log.exception("the machine cannot be looked at")
+                failed = True
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
             with trio.move_on_after(self._config().monitor.interval):
                 await self._hurry.wait()
             self._hurry = trio.Event()
-            try:
-                await self._sample()
-            except Exception:
-                log.exception("the machine cannot be looked at")
 
     def sample_soon(self) -> None:
         """Do not wait for the end of the interval: it may be another one by now."""

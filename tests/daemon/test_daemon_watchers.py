@@ -178,7 +178,7 @@ def test_memory_that_grows_and_stays_is_a_leak_with_a_profile(boot: Boot, reposi
     repository.packages([f"p{n}" for n in range(1500)], phases={"build": "true"}).commit()
     daemon.call("run.plan", {"targets": [str(repository)]}, timeout=60)  # the plan is kept, and what it is made of
 
-    profile = until(lambda: daemon.call("daemon.resources")["memory"]["profile"], "the profile is written")
+    profile = until(lambda: daemon.call("daemon.resources")["memory"]["profile"], "the profile is written", within=60)
 
     assert "allocated" in Path(profile).read_text().lower()
     status = daemon.status()
@@ -207,7 +207,7 @@ def test_a_build_whose_end_hangs_in_the_daemon_is_named(boot: Boot, repository: 
     holes = 'mkdir -p "$DESTDIR$PREFIX"; truncate -s 2T "$DESTDIR$PREFIX/holes"'  # hashing it takes many minutes
     repository.package("endless", phases={"stage": holes}).commit()
     number = daemon.start(repository)
-    (event,) = until(lambda: daemon.events(number, "build_stuck"), "it is told")
+    (event,) = until(lambda: daemon.events(number, "build_stuck"), "it is told", within=40)
     assert (event.package, event.data["limit_s"]) == ("endless", 5.0)
     assert event.build == daemon.package(number, "endless").build_id
     assert any("build" in r and "endless does not end" in r for r in daemon.status()["reasons"])

@@ -23,7 +23,8 @@ class Watch:
         run, package = a_run()
         package.package = msgspec.structs.replace(ZLIB, limits=Limits(timeout=limit))
         self.active: list[ActiveBuild] = [a_build(run, package)]
-        """One that started at 1."""
+        """One that began at 1."""
+        self.active[0].began = 1.0
         self.events: list[tuple[str, str | None, dict[str, Any]]] = []
         self.overdue = Overdue(config=lambda: self.config, active=lambda: self.active, emit=self._emit)
 
