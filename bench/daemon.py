@@ -59,6 +59,7 @@ class Daemon:
             "daemon.cache_dir": directory / "cache",
             "daemon.runtime_dir": directory / "run",
             "sandbox.backend": "bwrap",
+            "throttle.enabled": "false",  # what else the machine does must not decide how many builds run
             **({"daemon.work_dir": work} if work is not None else {}),
             **(settings or {}),
         }

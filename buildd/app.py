@@ -2,6 +2,7 @@
 
     database writer                 outermost: the last to go, so that all others can still record
       clones                        children of transfers die with it
+        sampler and its watchers    of the machine, the daemon and the builds
         engine                      runs, and below them builds
           control, signals, watchdog  innermost: the first to go; still answers while builds are being stopped
 
@@ -28,14 +29,16 @@ from buildd import cgroups, life, logging, systemd
 from buildd.cgroups import Cgroups
 from buildd.config import Config
 from buildd.control.handlers import all_handlers
-from buildd.control.handlers.services import Services
+from buildd.control.handlers.services import Services, Watchers
 from buildd.control.server import Server
 from buildd.control.socket import ControlSocket
 from buildd.engine.assess import Assessor
 from buildd.engine.collector import Collector
 from buildd.engine.engine import Engine
 from buildd.engine.explain import Explainer
+from buildd.engine.overdue import Overdue
 from buildd.engine.prepare import Planner
+from buildd.engine.room import RoomGuard
 from buildd.engine.sweeper import Sweeper
 from buildd.errors import BuilddError, Refused
 from buildd.execute.build import BuildTools
@@ -49,6 +52,10 @@ from buildd.execute.sandbox.plain import warden_argv
 from buildd.execute.transport import Proxies
 from buildd.execute.workdirs import WorkDirectories
 from buildd.monitor.checks import machine_checks
+from buildd.monitor.gate import Gate
+from buildd.monitor.memory import MemoryGuard
+from buildd.monitor.sampler import Sampler, watch
+from buildd.monitor.throttle import Throttler
 from buildd.process import Process, spawn
 from buildd.protocol import SOCKET_NAME, CheckResult
 from buildd.repos.clones import Clones, CloneSettings
@@ -68,7 +75,7 @@ _SHUTDOWN_MARGIN_S = 5.0
 """Of daemon.shutdown_limit, kept for closing what is left when builds would not end."""
 _BUILD_THREADS = 3
 """With 50 builds starting at once, 40 threads held up the control plane by 400 ms, and 3 by 40 ms."""
-_RELOADABLE = ("workers", "limits", "control", "cache", "retry", "repos")
+_RELOADABLE = ("workers", "limits", "control", "cache", "retry", "repos", "monitor", "throttle")
 _RELOADABLE_DAEMON = ("log_level", "shutdown_grace", "shutdown_limit", "sweep_interval")
 
 
@@ -94,6 +101,7 @@ class Daemon:
         self._clones: Clones | None = None
         self._engine: Engine | None = None
         self._earlier_end: life.End = "stopped"
+        self._sampler: Sampler | None = None
 
     def config(self) -> Config:
         return self._config
@@ -172,6 +180,7 @@ class Daemon:
         planner = Planner(self.config, clones, cache_dir)
         await in_thread(_remove_leftovers, tools.artifacts, planner)
         runs = RunStore(database)
+        gate = Gate(config.workers.max_concurrent_builds)
         engine = Engine(
             config=self.config,
             journal=journal,
@@ -180,6 +189,7 @@ class Daemon:
             tools=tools,
             assessor=Assessor(self.config, runs, tools.artifacts, journal, Environments(self.config, sandbox)),
             earlier_end=self._earlier_end,
+            gate=gate,
         )
         self._engine = engine
         database.on_renewed(engine.renewed)
@@ -206,15 +216,48 @@ class Daemon:
                 await transfers.start(clones.run)
                 async with trio.open_nursery() as work:
                     await work.start(collector.run)  # it clears up before runs make anything new
+                    watchers = await self._watch(work, engine, collector, gate, journal)
                     self._has_begun = True
                     await work.start(engine.run)
                     await work.start(sweeper.run)
-                    await self._with_engine(engine, collector, clones, journal, database, runs, tools)
+                    await self._with_engine(engine, collector, clones, journal, database, runs, tools, watchers)
                     work.cancel_scope.cancel()
                 transfers.cancel_scope.cancel()
         finally:
             if warden is not None:
                 warden.close()
+
+    async def _watch(
+        self, nursery: trio.Nursery, engine: Engine, collector: Collector, gate: Gate, journal: Journal
+    ) -> Watchers:
+        """Start those who watch the machine, the daemon and the builds."""
+
+        def load() -> tuple[int, int]:
+            counts = engine.statistics
+            return counts["busy"], counts["queued"]
+
+        config = self._config.daemon
+        sampler = self._sampler = Sampler(
+            config=self.config,
+            directories=[Path(d) for d in (config.state_dir, config.work_dir, config.cache_dir)],
+            load=load,
+        )
+        throttler = Throttler(config=self.config, gate=gate, emit=journal.emit, changed=engine.dispatch)
+        memory = MemoryGuard(config=self.config, emit=journal.emit, profiles=Path(config.state_dir) / "profiles")
+        overdue = Overdue(config=self.config, active=lambda: engine.active, emit=journal.emit)
+        room = RoomGuard(
+            config=self.config,
+            gate=gate,
+            collector=collector,
+            emit=journal.emit,
+            busy=lambda: engine.busy,
+            changed=engine.dispatch,
+        )
+        await nursery.start(sampler.run)
+        for watcher in (throttler, memory, overdue):
+            nursery.start_soon(watch, sampler, watcher.look)
+        nursery.start_soon(room.run)
+        return Watchers(gate, sampler, memory, overdue)
 
     async def _with_engine(
         self,
@@ -225,6 +268,7 @@ class Daemon:
         database: Database,
         runs: RunStore,
         tools: BuildTools,
+        watchers: Watchers,
     ) -> None:
         config = self._config
         started = time.monotonic()
@@ -246,6 +290,7 @@ class Daemon:
             artifacts=tools.artifacts,
             collector=collector,
             logs=tools.logs,
+            watchers=watchers,
             started_at=started,
             sandbox_name=sandbox.name,
             weaker=sandbox.weaker,
@@ -353,6 +398,8 @@ class Daemon:
             self._clones.reconfigure(_clone_settings(self._config))
         if self._engine is not None:
             self._engine.dispatch()
+        if self._sampler is not None:
+            self._sampler.sample_soon()
         later = [
             name
             for name in ("daemon", "sandbox", "fetch", "events")

@@ -208,6 +208,35 @@ class RetryConfig(Struct, frozen=True, kw_only=True):
     max_delay: Seconds = Seconds(300)
 
 
+class MonitorConfig(Struct, frozen=True, kw_only=True):
+    """The watch over the machine, the daemon itself and its builds."""
+
+    interval: Seconds = Seconds(5)
+    """Time between two samples."""
+    memory_growth: Bytes = Bytes(500_000_000)
+    """So much more resident memory than when the daemon had settled is looked into; 0 sets no limit."""
+    trace_memory: bool = False
+    """Note where memory is allocated, for profiles of it: costs time and memory at every allocation."""
+    stuck_after: Seconds = Seconds(300)
+    """A build that goes on for so long after its time limit is reported."""
+
+
+class ThrottleConfig(Struct, frozen=True, kw_only=True):
+    """Fewer workers on a machine that is short of processors or memory: a quarter of them at the worst."""
+
+    enabled: bool = True
+    load_from: float = 1.5
+    """Load per processor from which there are fewer workers."""
+    load_to: float = 5.0
+    """Load per processor from which a quarter of them is left."""
+    swap_from: float = 10.0
+    """Per cent of the swap space, of what is in it and would not fit into available memory."""
+    swap_to: float = 40.0
+    memory_from: float = 10.0
+    """Per cent of the memory that is available."""
+    memory_to: float = 3.0
+
+
 class EventsConfig(Struct, frozen=True, kw_only=True):
     keep: int = 1_000_000
     """Events kept in the journal; older ones are dropped."""
@@ -223,6 +252,8 @@ class Config(Struct, frozen=True, kw_only=True):
     fetch: FetchConfig = FetchConfig()
     cache: CacheConfig = CacheConfig()
     retry: RetryConfig = RetryConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    throttle: ThrottleConfig = ThrottleConfig()
     events: EventsConfig = EventsConfig()
     files: tuple[str, ...] = ()
     """The configuration files that were read."""
@@ -241,6 +272,7 @@ _MINIMA = {
     ("limits", "open_files"): 0,
     ("cache", "min_free_inodes"): 0,
     ("cache", "collect_interval"): 1,
+    ("monitor", "interval"): 0.1,
     ("events", "keep"): 1000,
     ("retry", "max_retries"): 0,
     ("retry", "backoff"): 1,
@@ -252,6 +284,7 @@ def _allowed(kind: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(kind)))
     names = {
         str: "a string",
+        bool: "true or false",
         int: "a whole number",
         float: "a number",
         Seconds: "a duration like 30s, 5min or 2h",

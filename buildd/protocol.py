@@ -120,6 +120,17 @@ class ControlCounts(Struct, frozen=True, kw_only=True):
     """Frames that could be neither answered nor used, and answers whose reader went away."""
 
 
+class Throttle(Struct, frozen=True, kw_only=True):
+    """How many builds may run side by side on a machine that is short of processors or memory."""
+
+    workers: int
+    """Allowed now."""
+    total: int
+    """Configured."""
+    reason: str = ""
+    """What is short, with its measure; empty while nothing is."""
+
+
 class DaemonStatus(Struct, frozen=True, kw_only=True):
     version: str
     pid: int
@@ -131,12 +142,86 @@ class DaemonStatus(Struct, frozen=True, kw_only=True):
     runs: RunCounts
     builds: BuildCounts
     workers: Workers
+    throttle: Throttle
+    paused: str
+    """Why no builds are started for want of room on a disk; empty when they are."""
     clones: tuple[ActiveClone, ...]
     resources: DaemonResources
     control: ControlCounts
     state_dir: str
     cache_dir: str
     config_files: tuple[str, ...]
+
+
+class ResourcesParams(Params, frozen=True, kw_only=True):
+    samples: int = 1
+    """How many of the newest samples; no more than are kept."""
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """The daemon and the machine at one moment."""
+
+    at: float
+    rss_bytes: int
+    """Resident memory of the daemon, as the next three without its builds."""
+    open_files: int
+    threads: int
+    children: int
+    load_1m: float
+    """Mean number of processes that ran or wanted to, over a minute."""
+    memory_total_bytes: int
+    memory_available_bytes: int
+    """What could be had without swapping."""
+    swap_total_bytes: int
+    swap_used_bytes: int
+    free_bytes: int | None
+    """Least free space of the file systems of state_dir, work_dir and cache_dir; None when none can be read."""
+    free_inodes: int | None
+    """The same for inodes; None also where they are not counted."""
+    busy: int
+    """Builds that ran."""
+    queued: int
+    """Packages that waited."""
+
+
+class MemoryWatch(Struct, frozen=True, kw_only=True):
+    """Resident memory of the daemon since it started."""
+
+    baseline_bytes: int
+    """Measured when the daemon has settled; 0 before."""
+    peak_bytes: int
+    warnings: int
+    """How often it was found too far above the baseline."""
+    profile: str
+    """The last profile that was dumped, a file; empty without one."""
+
+
+class BuildUse(Struct, frozen=True, kw_only=True):
+    """What a running build uses now."""
+
+    build: str
+    run: str
+    package: str
+    phase: str | None
+    started_at: float
+    processes: int
+    memory_bytes: int
+    cpu_s: float
+    """Processor time so far."""
+    disk_bytes: int
+
+
+class ResourcesResult(Struct, frozen=True, kw_only=True):
+    interval_s: float
+    """Between two samples."""
+    samples: tuple[Sample, ...]
+    """Oldest first."""
+    throttle: Throttle
+    paused: str
+    """Why no builds are started for want of room on a disk; empty when they are. A drain is another thing."""
+    memory: MemoryWatch
+    builds: tuple[BuildUse, ...]
+    """In the order in which they started."""
 
 
 class CheckResult(Struct, frozen=True, kw_only=True):
@@ -768,6 +853,7 @@ METHODS: dict[str, Method] = {
     name: Method(params=params, result=result, right=right, doc=doc)  # type: ignore[arg-type]
     for name, params, result, right, doc in (
         ("daemon.status", Empty, DaemonStatus, "observe", "State, load and resources of the daemon."),
+        ("daemon.resources", ResourcesParams, ResourcesResult, "observe", "What the machine, daemon and builds use."),
         ("daemon.doctor", Empty, DoctorResult, "observe", "Check what builds need on this machine."),
         ("daemon.drain", Empty, Ok, "control", "Start no more builds; let running ones finish."),
         ("daemon.resume", Empty, Ok, "control", "Undo drain."),

@@ -68,6 +68,8 @@ class Drawing:
         running = sorted(progress.running.values(), key=lambda package: package.started_at)
         parts: list[RenderableType] = [_overall(progress, width)]
         parts += [_clone_line(clone.url, clone.percent, clone.progress.received_bytes) for clone in progress.clones]
+        if progress.waiting:
+            parts.append(Text(f"  {printable(progress.waiting)}", style="yellow", no_wrap=True, overflow="ellipsis"))
         if running:
             parts.append(_running_table(running[:room], progress, width))
         if len(running) > room:

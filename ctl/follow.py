@@ -15,6 +15,7 @@ from buildd.protocol import Event, Stats
 from ctl.client import COME_BACK_S, QUICK_S, Client
 from ctl.failure import Gone
 from ctl.output import note
+from ctl.text import plural
 
 INTERVAL_S = 0.2
 """Least time between two requests of one kind, and between two drawings."""
@@ -48,6 +49,8 @@ class Progress:
         self.stats = Stats()
         self.running: dict[str, Running] = {}
         self.clones: tuple[protocol.ActiveClone, ...] = ()
+        self.waiting = ""
+        """Why nothing of the run is being built, if it is for the daemon; empty when it is not."""
         self.started_at = time.time()
         self.versions: dict[str, str] = {}
 
@@ -98,6 +101,28 @@ class Progress:
             running.last_line = package.last_line or running.last_line
             alive[package.name] = running
         self.running = alive
+
+    def look_at(self, status: protocol.DaemonStatus) -> None:
+        """Take in an answer of daemon.status."""
+        self.clones = status.clones
+        self.waiting = _why_waiting(status) if self.idle else ""
+
+    @property
+    def idle(self) -> bool:
+        """Whether something is to be built, and nothing is."""
+        return self.state == "building" and not self.running
+
+
+def _why_waiting(status: protocol.DaemonStatus) -> str:
+    """Why the daemon starts no build, if it is not for the builds that run."""
+    if status.state == "draining":
+        return "no builds are started: the daemon is draining"
+    if status.paused:
+        return f"no builds are started: {status.paused}"
+    throttle = status.throttle
+    if throttle.reason and status.workers.busy >= throttle.workers:
+        return f"no more than {plural(throttle.workers, 'build')} at a time now: {throttle.reason}"
+    return ""
 
 
 class View(Protocol):
@@ -209,7 +234,7 @@ class _Follower:
                 method, _ = self._sent.pop(request)
                 ended = self._answered(request, method)
                 if ended is not None:
-                    self._progress.clones = ()
+                    self._progress.clones, self._progress.waiting = (), ""
                     self.rest_of_events()
                     self._view.draw(self._progress)
                     return ended
@@ -220,9 +245,9 @@ class _Follower:
     def _ask(self, now: float) -> None:
         """Send what is wanted, due and not outstanding."""
         wanted = ["run.wait", *self._view.wants]
-        if self._progress.state not in EARLY and "daemon.status" in wanted:
+        if self._progress.state not in EARLY and not self._progress.idle and "daemon.status" in wanted:
             wanted.remove("daemon.status")
-            self._progress.clones = ()
+            self._progress.clones, self._progress.waiting = (), ""
         outstanding = {method for method, _ in self._sent.values()}
         for method in wanted:
             if method in outstanding or now < self._due.get(method, 0.0):
@@ -252,7 +277,7 @@ class _Follower:
         elif method == "run.status":
             self._progress.update(take(request, protocol.RunView, method))
         else:
-            self._progress.clones = take(request, protocol.DaemonStatus, method).clones
+            self._progress.look_at(take(request, protocol.DaemonStatus, method))
         return None
 
     def _show(self, page: protocol.PollResult) -> None:

@@ -42,6 +42,7 @@ class Lines:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._clones_shown: dict[str, float] = {}
+        self._waiting_shown = ""
 
     def event(self, event: Event, progress: Progress) -> None:
         line = self._line(event, progress)
@@ -75,6 +76,9 @@ class Lines:
                 f"[{clock(time.time())}] {clone.operation} of {printable(clone.url)} {clone.percent:.0f} %, "
                 f"{size(clone.progress.received_bytes)}\n"
             )
+        if progress.waiting and progress.waiting != self._waiting_shown:
+            self._stream.write(f"[{clock(time.time())}] {printable(progress.waiting)}\n")
+        self._waiting_shown = progress.waiting
         self._stream.flush()
 
     def close(self) -> None:

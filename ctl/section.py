@@ -22,9 +22,9 @@ class Section:
         value = self._fields.get(name)
         return [printable(item) for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
-    def word(self, name: str) -> str:
+    def word(self, name: str, missing: str = "?") -> str:
         value = self._fields.get(name)
-        return printable(value) if isinstance(value, str) else "?"
+        return printable(value) if isinstance(value, str) else missing
 
     def number(self, name: str) -> float:
         value = self._fields.get(name)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.resources:
+        from ctl.resources import show
+
+        return show(args)
     with connect(args) as client:
         answer = client.raw("daemon.status")
     if args.json:
@@ -40,6 +44,11 @@ def readable(status: Section) -> list[str]:
         f"{resources.count('children')} child processes",
         f"  state in   {status.word('state_dir')}",
     ]
+    throttle = status.section("throttle")
+    if throttle.word("reason", ""):
+        lines.append(f"  throttled  to {plural(throttle.count('workers'), 'worker')}: {throttle.word('reason')}")
+    if status.word("paused", ""):
+        lines.append(f"  paused     {status.word('paused')}")
     for clone in status.sections("clones"):
         progress = clone.section("progress")
         lines.append(
@@ -52,13 +61,14 @@ def readable(status: Section) -> list[str]:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the answer of daemon.status")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.add_argument("--resources", action="store_true", help="what the machine, the daemon and each build use")
 
 
 VERBS = {
     "status": Verb(
         run,
         _arguments,
-        "  buildctl status\n  buildctl status --json | jq .workers.busy",
+        "  buildctl status\n  buildctl status --json | jq .workers.busy\n  buildctl status --resources",
     )
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,6 +60,26 @@ def boot() -> Iterator[Callable[..., Daemon]]:
             return daemon.boot() if ready else daemon
 
         yield start
+
+
+@pytest.fixture
+def on_a_small_disk() -> Iterator[Daemon]:
+    """A daemon that is not booted, with its state directory on a file system of 20 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system takes root")
+    with unbooted(settings={"workers.max_concurrent_builds": 4}) as daemon:
+        daemon.state_dir.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "tmpfs", str(daemon.state_dir)]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode != 0:
+            pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+        try:
+            yield daemon
+        finally:
+            if daemon.process is not None and daemon.process.poll() is None:
+                daemon.settings_for_quick_end()
+                daemon.terminate()  # else it would see its files vanish
+            subprocess.run(["umount", "-l", str(daemon.state_dir)], check=True)
 
 
 @pytest.fixture

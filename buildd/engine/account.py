@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from buildd.monitor.space import in_units
 from buildd.protocol import Collected, CollectResult, UnmetLimit
 from buildd.store.collect import Entry, Limits, Space, Unmet, Victim, unmet
 
@@ -82,8 +83,8 @@ class Account:
     def _complaint(self, limit: Unmet, left: Sequence[Entry]) -> str:
         """Why a limit is not kept."""
         said = {
-            "max_bytes": f"artifacts and releases take {_size(limit.reached)}, more than {_size(limit.wanted)}",
-            "min_free_bytes": f"the disk has {_size(limit.reached)} free, less than {_size(limit.wanted)}",
+            "max_bytes": f"artifacts and releases take {in_units(limit.reached)}, more than {in_units(limit.wanted)}",
+            "min_free_bytes": f"the disk has {in_units(limit.reached)} free, less than {in_units(limit.wanted)}",
             "min_free_inodes": f"the disk has {limit.reached} inodes free, less than {limit.wanted}",
         }[limit.limit]
         parts = (
@@ -91,15 +92,7 @@ class Account:
             ("in use", [e for e in left if e.in_use and not (e.pinned or self.is_stuck(e))]),
             ("that cannot be removed", [entry for entry in left if self.is_stuck(entry)]),
         )
-        staying = [f"{len(some)} {why} ({_size(sum(entry.bytes for entry in some))})" for why, some in parts if some]
+        staying = [f"{len(some)} {why} ({in_units(sum(entry.bytes for entry in some))})" for why, some in parts if some]
         if not staying:
             return f"{said}, and there is no artifact left to go: something else takes the room"
         return f"{said}, and what is left must stay: {', '.join(staying)}"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

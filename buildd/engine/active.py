@@ -5,6 +5,7 @@ Invariant: the build goes on as long as one member is left.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ class ActiveBuild:
         self.members: list[tuple[Run, PackageRun]] = [(run, package)]
         """The first is the one whose run has the build's record."""
         self.phase: str | None = None
+        self.began = time.monotonic()
         self._shareable = shareable
 
     def admits(self, run: Run, package: PackageRun) -> bool:

@@ -22,6 +22,7 @@ import trio
 
 from buildd import heap
 from buildd.config import Config, RetryConfig
+from buildd.engine.active import ActiveBuild
 from buildd.engine.assess import Assessment, Assessor
 from buildd.engine.outset import Outset, Preparer
 from buildd.engine.pool import WorkerPool
@@ -39,6 +40,7 @@ from buildd.errors import BuilddError, InvalidInput, NotFound, Refused, encodabl
 from buildd.execute.build import BuildTools
 from buildd.life import End
 from buildd.model import BuildRecord, PackageState, Stats, Strategy
+from buildd.monitor.gate import Gate
 from buildd.planner.graph import urgency, waves
 from buildd.planner.states import (
     Building,
@@ -91,6 +93,7 @@ class Engine:
         tools: BuildTools,
         assessor: Assessor,
         earlier_end: End,
+        gate: Gate,
     ) -> None:
         """`earlier_end` is how the daemon's last life ended."""
         self._config = config
@@ -112,7 +115,9 @@ class Engine:
         self._reports = Reports(journal)
         self._rosters = Rosters()
         self._preparer = Preparer(planner, assessor, store)
-        self._pool = WorkerPool(self, config=config, reports=self._reports, tools=tools, find=self._by_number.get)
+        self._pool = WorkerPool(
+            self, config=config, reports=self._reports, tools=tools, gate=gate, find=self._by_number.get
+        )
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -250,7 +255,7 @@ class Engine:
         return answer
 
     def dispatch(self) -> None:
-        """Start what may start, after the configuration has changed."""
+        """Start what may start, after the configuration or what the machine allows has changed."""
         self._pool.dispatch()
 
     def drain(self, reason: str, *, final: bool = False) -> None:
@@ -322,6 +327,16 @@ class Engine:
             "active": len(self._runs),
             "total": self._next_number - 1,
         }
+
+    @property
+    def busy(self) -> int:
+        """Builds that are running."""
+        return self._pool.busy
+
+    @property
+    def active(self) -> Sequence[ActiveBuild]:
+        """The builds that are running, in the order in which they started."""
+        return self._pool.active
 
     def check(self) -> None:
         """Raise AssertionError when an invariant is broken: then systemd's watchdog hears nothing more."""

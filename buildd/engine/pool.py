@@ -3,9 +3,9 @@
 All runs share one pool. A package comes in when its dependencies are done (`make_ready`); it is answered with an
 earlier result, joins the build of another run that wants the same key, or waits in the ready queue for a worker.
 
-Invariants: never more builds than `max_concurrent_builds`; a build is recorded as running before its first
-phase, and as ended before anything that follows from its end; an artifact that a build may use was verified in this
-life of the daemon; trouble with the database never fails a build (D4).
+Invariants: never more builds than `max_concurrent_builds`, and none is started that the gate does not admit; a build
+is recorded as running before its first phase, and as ended before anything that follows from its end; an artifact that
+a build may use was verified in this life of the daemon; trouble with the database never fails a build (D4).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from buildd.errors import BuilddError
 from buildd.execute.build import CLOSE_WITHIN_S, BuildSpec, BuildTools, Outcome, run_build
 from buildd.execute.sandbox import Output
 from buildd.model import BuildRecord, PackageState
+from buildd.monitor.gate import Gate
 from buildd.planner.keys import Inputs, key_of
 from buildd.planner.queue import Ready, ReadyQueue
 from buildd.scope import Scope
@@ -73,6 +74,7 @@ class WorkerPool:
         config: Callable[[], Config],
         reports: Reports,
         tools: BuildTools,
+        gate: Gate,
         find: Callable[[int], Run | None],
     ) -> None:
         """`find` gives the unfinished run with a number."""
@@ -80,6 +82,7 @@ class WorkerPool:
         self._config = config
         self._reports = reports
         self._tools = tools
+        self._gate = gate
         self._elsewhere = msgspec.structs.replace(tools, sandbox=tools.sandbox.elsewhere())
         """For builds that verify earlier ones: they see other paths."""
         self._find = find
@@ -99,7 +102,7 @@ class WorkerPool:
         self._idle = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.draining: str | None = None
-        """Why no builds are started; None when they are."""
+        """Who asked for no more builds to be started, and why; None when nobody has."""
         self.stopping = False
         self.finished: Counter[str] = Counter()
         """Ended builds by state."""
@@ -175,7 +178,9 @@ class WorkerPool:
             self._dispatching = False
 
     def _may_start(self) -> bool:
-        if self.draining is not None or self.busy >= self._config().workers.max_concurrent_builds:
+        if self.draining is not None:
+            return False
+        if not self._gate.admits(self.busy, self._config().workers.max_concurrent_builds):
             return False
         if not descriptors.scarce(self._promised()):
             return True

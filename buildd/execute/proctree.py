@@ -21,28 +21,12 @@ from typing import NamedTuple
 import trio
 
 from buildd.errors import is_shortage
-from buildd.process import live_pids
+from buildd.process import children as children, live_pids
 
 COOKIE = "BUILDD_BUILD"
 _PROC = Path("/proc")
 _PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
-
-
-def children(pid: int) -> list[int]:
-    """Direct children of a process, of all its threads; empty when it is gone."""
-    found: list[int] = []
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return found
-    for thread in threads:
-        try:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                found.extend(map(int, file.read().split()))
-        except OSError:
-            continue
-    return found
 
 
 def descendants(pid: int, most: int = sys.maxsize) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from buildd import cgroups
 from buildd.config import Config
+from buildd.monitor.space import space_of
 from buildd.protocol import CheckResult
 
 _LOW_BYTES = 5 << 30
@@ -68,12 +69,14 @@ def _disk(name: str, directory: Path) -> CheckResult:
         return CheckResult(
             name=name, status="error", message=f"{existing} is not writable", hint=f"set daemon.{name}, or its owner"
         )
-    found = os.statvfs(existing)
-    free, inodes = found.f_bavail * found.f_frsize, found.f_favail
-    text = f"{directory}: {free / (1 << 30):.1f} GiB free"
-    if free < _LOW_BYTES or (found.f_files and inodes < _LOW_INODES):
+    space = space_of(existing)
+    text = f"{directory}: {space.free_bytes / (1 << 30):.1f} GiB free"
+    if space.free_bytes < _LOW_BYTES or (space.total_inodes and space.free_inodes < _LOW_INODES):
         return CheckResult(
-            name=name, status="warning", message=f"{text}, {inodes} inodes", hint="make room, or choose another disk"
+            name=name,
+            status="warning",
+            message=f"{text}, {space.free_inodes} inodes",
+            hint="make room, or choose another disk",
         )
     return CheckResult(name=name, status="ok", message=text)
 

@@ -219,7 +219,7 @@ class _Reader:
         )
 
     def _check_keys(self, table: Any, model: type[Struct], prefix: str) -> None:
-        known = [f.encode_name for f in msgspec.structs.fields(model)]
+        known = model.__struct_encode_fields__
         for key in table if isinstance(table, dict) else ():
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from buildd.config import CacheConfig
+from buildd.monitor.space import Space as Space
 
 Kind = Literal["artifact", "release", "damaged"]
 Reason = Literal["age", "size", "free_space", "free_inodes"]
@@ -48,16 +49,6 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_age: float = 0.0
     min_free_bytes: int = 0
     min_free_inodes: int = 0
-
-
-class Space(Struct, frozen=True, kw_only=True):
-    """Of the file system that the entries are on."""
-
-    free_bytes: int
-    total_bytes: int
-    free_inodes: int = 0
-    total_inodes: int = 0
-    """0 where the file system does not count them."""
 
 
 class Victim(Struct, frozen=True, kw_only=True):

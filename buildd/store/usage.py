@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from buildd.monitor.space import Space, space_of
 from buildd.store.artifacts import ArtifactStore
-from buildd.store.collect import Entry, Space
+from buildd.store.collect import Entry
 from buildd.store.manifest import NAME as MANIFEST
 from buildd.store.pins import NAME as PIN
 from buildd.store.tree import remove_tree, uncancelled
@@ -52,13 +53,7 @@ class Surveyor:
         self._seen: dict[str, _Seen] = {}
 
     def space(self) -> Space:
-        found = os.statvfs(self._artifacts.root)
-        return Space(
-            free_bytes=found.f_bavail * found.f_frsize,
-            total_bytes=found.f_blocks * found.f_frsize,
-            free_inodes=found.f_favail,
-            total_inodes=found.f_files,
-        )
+        return space_of(self._artifacts.root)
 
     def survey(self, check: Callable[[], None] = uncancelled) -> list[Entry]:
         """Everything that may go; what vanishes meanwhile, or cannot be read, is left out.

@@ -60,6 +60,10 @@ class Peer:
         self.exports: dict[str, bytes] = {}
         self.damage_exports = False
         self.checks: tuple[p.CheckResult, ...] = ()
+        self.throttle = p.Throttle(workers=8, total=8)
+        self.paused = ""
+        self.samples: list[p.Sample] = []
+        self.uses: tuple[p.BuildUse, ...] = ()
         self.requests: list[tuple[str, Any]] = []
         self.failures: dict[str, BuilddError] = {}
         """Methods that answer with an error."""
@@ -237,12 +241,24 @@ class Peer:
             runs=p.RunCounts(active=1, total=12),
             builds=p.BuildCounts(queued=7, running=2, success=40, failed=3),
             workers=p.Workers(busy=2, total=8),
+            throttle=self.throttle,
+            paused=self.paused,
             clones=self.clones,
             resources=p.DaemonResources(rss_bytes=45 << 20, open_files=20, threads=4, children=2),
             control=p.ControlCounts(requests=1, dropped=0),
             state_dir="/var/lib/buildd",
             cache_dir="/var/cache/buildd",
             config_files=(),
+        )
+
+    def daemon_resources(self, params: p.ResourcesParams) -> p.ResourcesResult:
+        return p.ResourcesResult(
+            interval_s=5.0,
+            samples=tuple(self.samples[-params.samples :]),
+            throttle=self.throttle,
+            paused=self.paused,
+            memory=p.MemoryWatch(baseline_bytes=40 << 20, peak_bytes=60 << 20, warnings=1, profile="/p/memory.txt"),
+            builds=self.uses,
         )
 
     def daemon_doctor(self, params: p.Empty) -> p.DoctorResult:

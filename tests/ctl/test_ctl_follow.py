@@ -180,6 +180,26 @@ def test_a_daemon_that_is_restarted_is_waited_for(peer: Peer, background: Backgr
     assert "late 2 build started" in data, "events of the time between are not lost"
 
 
+def test_why_nothing_is_built_is_said_once(peer: Peer, background: Background) -> None:
+    run = peer.add_run(1, packages=(package("a", "queued"),))
+    peer.paused = "the disk is full"
+    client = background("wait", "1")
+    peer.wait_for_call("daemon.status", 4)
+    with peer.lock:
+        peer.paused = ""
+        peer.throttle = p.Throttle(workers=2, total=8, reason="the load is high")
+    peer.wait_for_call("daemon.status", 8)
+    peer.emit("package_started", run=run, package="a", data={"version": "1.0"})
+    peer.wait_for_call("events.poll", 2)
+    peer.set_run(run, state="completed", packages=(package("a", "success"),), completed_at=time.time())
+    told = [STAMP.sub("", line) for line in client.communicate(timeout=10)[0].splitlines()]
+    assert told[:3] == [
+        "no builds are started: the disk is full",
+        "no more than 2 builds at a time now: the load is high",
+        "a 1.0 build started",
+    ]
+
+
 def test_a_closed_pipe_does_not_look_like_success(peer: Peer, background: Background) -> None:
     run = peer.add_run(1)
     client = background("wait", "1")
@@ -441,6 +461,15 @@ def test_a_terminal_shows_clones_before_there_are_packages(peer: Peer, terminal:
     seen = screen.read_until("run 1 goes on")
     assert screen.end() == 130
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l"), "the cursor is visible again"
+
+
+def test_a_terminal_shows_why_nothing_is_built(peer: Peer, terminal: Callable[..., Terminal]) -> None:
+    run = peer.add_run(1, packages=(package("a", "queued"),))
+    peer.paused = "the disk is full"
+    screen = terminal("wait", "1")
+    screen.read_until("no builds are started: the disk is full")
+    peer.set_run(run, state="completed", packages=(package("a", "success"),), completed_at=time.time())
+    assert screen.end() == 0
 
 
 def test_more_running_packages_than_rows_are_counted(peer: Peer, terminal: Callable[..., Terminal]) -> None:

@@ -6,14 +6,13 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Daemon, RecipeRepository, RpcError, named, served, unbooted, until
+from harness import Daemon, RecipeRepository, RpcError, named, served, until
 
 Boot = Callable[..., Daemon]
 PARTS = ("", "-wal", "-shm")
@@ -247,23 +246,6 @@ def test_builds_go_on_while_another_process_locks_the_database(daemon: Daemon, r
 
 
 # --- a full disk ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def on_a_small_disk() -> Iterator[Daemon]:
-    """A daemon that is not booted, with its state directory on a file system of 20 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system takes root")
-    with unbooted(settings={"workers.max_concurrent_builds": 4}) as daemon:
-        daemon.state_dir.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "tmpfs", str(daemon.state_dir)]
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-        if mounted.returncode != 0:
-            pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-        try:
-            yield daemon
-        finally:
-            subprocess.run(["umount", "-l", str(daemon.state_dir)], check=True)
 
 
 def fill(directory: Path) -> Path:

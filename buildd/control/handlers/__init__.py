@@ -12,6 +12,7 @@ from buildd.control.socket import Peer
 
 _METHODS: dict[str, Callable[..., Awaitable[Any]]] = {
     "daemon.status": daemon.status,
+    "daemon.resources": daemon.resources,
     "daemon.doctor": daemon.doctor,
     "daemon.drain": daemon.drain,
     "daemon.resume": daemon.resume,

@@ -5,30 +5,28 @@ from __future__ import annotations
 import os
 import time
 
-import psutil
-
-from buildd import __version__, descriptors, shortage
+from buildd import __version__, shortage
 from buildd.control.handlers.services import Services
 from buildd.control.rights import user_name
 from buildd.control.socket import Peer
-from buildd.execute.proctree import children
+from buildd.engine.active import ActiveBuild
+from buildd.monitor.readings import read_daemon
 from buildd.protocol import (
     ActiveClone,
     BuildCounts,
+    BuildUse,
     ControlCounts,
-    DaemonResources,
     DaemonState,
     DaemonStatus,
     DoctorResult,
     Empty,
     Ok,
+    ResourcesParams,
+    ResourcesResult,
     RunCounts,
     ShutdownParams,
     Workers,
 )
-
-_process = psutil.Process()
-_seen = DaemonResources(rss_bytes=0, open_files=0, threads=0, children=0)
 
 
 async def status(services: Services, params: Empty, peer: Peer) -> DaemonStatus:
@@ -47,6 +45,8 @@ async def status(services: Services, params: Empty, peer: Peer) -> DaemonStatus:
             queued=counts["queued"], running=counts["busy"], success=counts["success"], failed=counts["failed"]
         ),
         workers=Workers(busy=counts["busy"], total=config.workers.max_concurrent_builds),
+        throttle=services.watchers.gate.allowed(config.workers.max_concurrent_builds),
+        paused=services.watchers.gate.paused,
         clones=tuple(
             ActiveClone(
                 url=c.url,
@@ -57,7 +57,7 @@ async def status(services: Services, params: Empty, peer: Peer) -> DaemonStatus:
             )
             for c in services.clones.active()
         ),
-        resources=_resources(),
+        resources=read_daemon(),
         control=ControlCounts(requests=requests, dropped=dropped),
         state_dir=config.daemon.state_dir,
         cache_dir=config.daemon.cache_dir,
@@ -70,7 +70,8 @@ def _state(services: Services) -> DaemonState:
         return "stopping"
     if services.engine.draining is not None:
         return "draining"
-    return "degraded" if services.database.trouble is not None or shortage.reasons() else "running"
+    troubled = services.database.trouble is not None or services.watchers.memory.trouble is not None
+    return "degraded" if troubled or shortage.reasons() else "running"
 
 
 def _reasons(services: Services) -> tuple[str, ...]:
@@ -85,22 +86,36 @@ def _reasons(services: Services) -> tuple[str, ...]:
         found.append(f"draining: {services.engine.draining}")
     if services.database.renewal is not None:
         found.append(str(services.database.renewal))
-    return (*found, *services.weaker)
+    if services.watchers.memory.trouble is not None:
+        found.append(services.watchers.memory.trouble)
+    return (*found, *services.watchers.overdue.reasons, *services.weaker)
 
 
-def _resources() -> DaemonResources:
-    global _seen
-    try:
-        with _process.oneshot():
-            _seen = DaemonResources(
-                rss_bytes=_process.memory_info().rss,
-                open_files=descriptors.in_use(),
-                threads=_process.num_threads(),
-                children=len(children(os.getpid())),
-            )
-    except OSError:
-        pass  # no descriptor is left to look with: what was seen last
-    return _seen
+async def resources(services: Services, params: ResourcesParams, peer: Peer) -> ResourcesResult:
+    config = services.config()
+    return ResourcesResult(
+        interval_s=float(config.monitor.interval),
+        samples=tuple(services.watchers.sampler.newest(params.samples)),
+        throttle=services.watchers.gate.allowed(config.workers.max_concurrent_builds),
+        paused=services.watchers.gate.paused,
+        memory=services.watchers.memory.seen,
+        builds=tuple(_use(active) for active in services.engine.active),
+    )
+
+
+def _use(active: ActiveBuild) -> BuildUse:
+    build, use = active.build, active.control.use
+    return BuildUse(
+        build=build.id,
+        run=build.run,
+        package=build.package,
+        phase=active.phase,
+        started_at=build.started_at,
+        processes=use.processes,
+        memory_bytes=use.memory_bytes,
+        cpu_s=use.cpu_s,
+        disk_bytes=use.disk_bytes,
+    )
 
 
 async def doctor(services: Services, params: Empty, peer: Peer) -> DoctorResult:

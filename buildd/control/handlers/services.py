@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -10,6 +11,10 @@ from buildd.config import Config
 from buildd.engine.collector import Collector
 from buildd.engine.engine import Engine
 from buildd.engine.explain import Explainer
+from buildd.engine.overdue import Overdue
+from buildd.monitor.gate import Gate
+from buildd.monitor.memory import MemoryGuard
+from buildd.monitor.sampler import Sampler
 from buildd.protocol import CheckResult
 from buildd.repos.clones import Clones
 from buildd.store.artifacts import ArtifactStore
@@ -18,6 +23,15 @@ from buildd.store.journal import Journal
 from buildd.store.logs import Logs
 from buildd.store.queries import Queries
 from buildd.store.runs import RunStore
+
+
+class Watchers(NamedTuple):
+    """Who watches, as far as their findings can be asked for."""
+
+    gate: Gate
+    sampler: Sampler
+    memory: MemoryGuard
+    overdue: Overdue
 
 
 class Services(Struct, frozen=True, kw_only=True):
@@ -32,6 +46,7 @@ class Services(Struct, frozen=True, kw_only=True):
     artifacts: ArtifactStore
     collector: Collector
     logs: Logs
+    watchers: Watchers
     started_at: float
     """On time.monotonic()'s clock."""
     sandbox_name: str
