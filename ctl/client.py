@@ -8,7 +8,7 @@ would reconnect in silence and the request would be lost.
 from __future__ import annotations
 
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
@@ -141,6 +141,15 @@ class Client:
             if request_ in requests:
                 return request_
         return None
+
+    def wait_or_readable(self, descriptors: Iterable[int], timeout: float) -> bool:
+        """Wait at most `timeout` seconds for something to receive, or to read from one of `descriptors`; whether there
+        is the latter."""
+        poller = zmq.Poller()
+        for source in (self._socket, self._monitor, *descriptors):
+            poller.register(source, zmq.POLLIN)
+        ready = dict(poller.poll(round(timeout * 1000)))
+        return not ready.keys() <= {self._socket, self._monitor}
 
     def take(self, request: int, result: type[T], method: str) -> T:
         """The answer to `request`, which has been received. Raises the CtlError it holds."""

@@ -22,6 +22,7 @@ from harness.daemon import (
 from harness.processes import alive, kill_all, resident_bytes, until, with_command, with_cookie, with_environment
 from harness.repository import GitServer, RecipeRepository, git, served
 from harness.rpc import RpcError, Silence
+from harness.terminal import Terminal
 from harness.web import WebServer
 from harness.workspace import Workspace
 
@@ -35,6 +36,7 @@ __all__ = [
     "RecipeRepository",
     "RpcError",
     "Silence",
+    "Terminal",
     "WebServer",
     "Workspace",
     "a_home",
