@@ -80,7 +80,7 @@ class Choices:
         return self._position
 
     def scrolled(self, count: int, page: int) -> int:
-        """The first of `count` rows to show on a page, so that the cursor is on it and rows move as little as can be."""
+        """The first of `count` rows to show, so that the cursor is on the page and rows move as little as can be."""
         lowest = min(self._position, max(0, count - page))
         self._first = max(self._position - page + 1, min(self._first, lowest), 0)
         return self._first

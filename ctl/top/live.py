@@ -15,7 +15,7 @@ from ctl.top.talk import Talk
 
 
 def show(client: Client, scene: Scene, interval: float) -> None:
-    """Until somebody presses `q`, or the terminal is gone. The terminal is as before when this ends, however it does."""
+    """Until somebody presses `q`, or nobody is there any more. Afterwards the terminal is as it was."""
     with Screen() as screen:
         try:
             _Loop(client, scene, interval, screen).run()
@@ -43,7 +43,7 @@ class _Loop:
             self._draw()
             if talk.wait((sys.stdin.fileno(), self._screen.wake), held=choices.held):
                 self._screen.clear_wake()
-                for key in self._screen.keys():
+                for key in self._screen.pressed():
                     if not self._press(key):
                         return
             talk.attend(held=choices.held, lines=choices.lines)

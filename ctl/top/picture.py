@@ -178,7 +178,8 @@ def _facts(scene: Scene, view: View) -> list[Line]:
     ]
     if now is not None:
         use = f"{size(now.rss_bytes)}, {plural(now.open_files, 'file')}, {plural(now.threads, 'thread')}"
-        facts.append((_label("daemon"), Span(f"{use}, {now.children} processes")))
+        children = f", {now.children} child processes" if view.width >= WITH_BARS else ""
+        facts.append((_label("daemon"), Span(use + children)))
     return facts
 
 
@@ -364,7 +365,8 @@ def _window(scene: Scene, rows: Sequence[Row], choices: Choices, view: View, roo
 
 def _help(room: int) -> list[Line]:
     width = max(len(keys) for keys, _ in KEYS)
-    return [(Span(f"  {keys.ljust(width)}  ", "bold"), Span(what)) for keys, what in KEYS][: max(0, room)]
+    lines: list[Line] = [(Span(f"  {keys.ljust(width)}  ", "bold"), Span(what)) for keys, what in KEYS]
+    return lines[: max(0, room)]
 
 
 def _footer(choices: Choices, view: View) -> Line:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import curses
 import os
+import re
 import select
 import signal
 import sys
@@ -36,6 +37,18 @@ _KEYS = {
     curses.KEY_END: "end",
     12: "redraw",  # Ctrl-L
 }
+_SEQUENCE = re.compile(r"\x1b(?:\[|O)([0-?]*[ -/]*[@-~])")
+_SEQUENCES = {
+    "A": "up",
+    "B": "down",
+    "5~": "page up",
+    "6~": "page down",
+    "H": "home",
+    "F": "end",
+    "1~": "home",
+    "4~": "end",
+}
+"""What most terminals send after ESC [ or ESC O."""
 _COLOURS: dict[Style, tuple[int, int]] = {
     "good": (curses.COLOR_GREEN, -1),
     "warn": (curses.COLOR_YELLOW, -1),
@@ -167,23 +180,39 @@ class Screen:
         except BlockingIOError:
             pass
 
-    def keys(self) -> list[str]:
-        """The keys pressed since the last time, by name or as the character, when standard input is readable.
-
-        Raises Lost when it is so without any: its end has come.
-        """
-        found = self._pressed()
-        if not found and select.select([sys.stdin], [], [], 0)[0]:
-            found = self._pressed()
-            if not found:
+    def pressed(self) -> list[str]:
+        """The keys pressed since the last time, by name or as the character. Raises Lost at the end of input."""
+        codes = self._read()
+        if not codes and select.select([sys.stdin], [], [], 0)[0]:  # there is something, and it is no key
+            codes = self._read()
+            if not codes:
                 raise Lost
-        return found
+        return named(codes)
 
-    def _pressed(self) -> list[str]:
-        found = []
+    def _read(self) -> list[int]:
+        codes = []
         while (code := self._window.getch()) != -1:
+            codes.append(code)
+        return codes
+
+
+def named(codes: Sequence[int]) -> list[str]:
+    """Names of keys, or their characters; nothing for those without a meaning here.
+
+    Control sequences that curses has not decoded, since the terminal's entry does not have them, are decoded here or
+    left out: their letters are not keys that somebody has pressed.
+    """
+    found, index = [], 0
+    while index < len(codes):
+        sequence = _SEQUENCE.match("".join(chr(code) if code < 128 else " " for code in codes[index : index + 32]))
+        if sequence is not None:
+            found.append(_SEQUENCES.get(sequence[1], ""))
+            index += len(sequence[0])
+        else:
+            code = codes[index]
             found.append(_KEYS.get(code, chr(code) if code < 256 else ""))
-        return found
+            index += 1
+    return [key for key in found if key]
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ from harness import Terminal, alive, until
 
 from buildd.errors import NotFound, NotPermitted
 
-COLOURED = re.compile(r"\x1b\[[0-9;]*[34][0-7]")
+COLOURED = re.compile(r"\x1b\[(?:[0-9]+;)*[34][0-7]m")
 Start = Callable[..., Terminal]
 
 
@@ -52,7 +52,7 @@ def busy(peer: Peer) -> Peer:
 
 def rows(terminal: Terminal) -> list[str]:
     """Names of the builds, from top to bottom."""
-    return [line.split()[-9] for line in terminal.shown if line.endswith(" 3") and "MiB" in line]
+    return [line.split()[-11] for line in terminal.shown if line.endswith(" 3") and "MiB" in line]
 
 
 def restored(terminal: Terminal) -> None:
@@ -111,10 +111,12 @@ def test_a_look_is_two_questions_per_interval_and_none_while_it_is_held(busy: Pe
 def test_keys_move_sort_explain_and_show_output(busy: Peer, top: Start) -> None:
     terminal = top()
     terminal.until("▸ zlib")
-    terminal.press("down")
-    terminal.until("▸ png")
-    terminal.press("up")
-    terminal.until("▸ zlib")
+    for down, up in (("down", "up"), ("j", "k"), ("page down", "page up"), ("\x1b[B", "\x1b[A"), ("end", "\x1b[H")):
+        terminal.press(down)
+        terminal.until("▸ png")
+        terminal.press(up)
+        terminal.until("▸ zlib")
+    terminal.press("\x1bOq", "\x1b[1;5q", "\x1b[200~")  # a key of a keypad, and others that mean nothing here
     assert rows(terminal) == ["zlib", "png"]
     terminal.press("s", "s")
     terminal.until("s sort: memory")

@@ -19,7 +19,7 @@ from ctl.top.picture import Line, View, picture, snapshot
 from ctl.top.scene import Scene
 
 NOW = 1_700_000_000.0
-HOSTILE = "\x1b[2J\x1b]0;owned\x07evil\r\n\x9b31m\u202eлев"
+HOSTILE = "\x1b[2J\x1b]0;owned\x07evil\r\n\x9b31m\u202e漢"
 
 
 def scene(*builds: p.BuildUse, status: dict[str, Any] | None = None, **fields: Any) -> Scene:
@@ -44,7 +44,12 @@ def text_of(line: Line) -> str:
 
 
 def drawn(
-    scene: Scene, choices: Choices | None = None, width: int = 80, height: int = 24, glyphs: Glyphs = UNICODE, **more: str
+    scene: Scene,
+    choices: Choices | None = None,
+    width: int = 80,
+    height: int = 24,
+    glyphs: Glyphs = UNICODE,
+    **more: str,
 ) -> list[str]:
     shown = picture(scene, choices or Choices(), View(width, glyphs, 2), height, **more)
     return [text_of(line).rstrip() for line in shown.lines]
@@ -73,7 +78,7 @@ def test_a_screen_of_eighty_columns_shows_all_there_is() -> None:
     assert disk.startswith("free disk 12 GiB, 1.2M inodes")
     assert disk.endswith("done      40 built, 3 failed")
     assert swap.startswith("swap      0 B of 2.0 GiB")
-    assert swap.endswith("daemon    45 MiB, 20 files, 4 threads, 2…")
+    assert swap.endswith("daemon    45 MiB, 20 files, 4 threads")
     assert lines[5] == "cloning   25 %, 5.0 MiB  git://h/things"
     assert lines[6] == "no cgroup: memory is watched by sampling"
     assert lines[8].split() == ["PACKAGE", "RUN", "PHASE", "TIME", "CPU%", "MEMORY", "DISK", "PROCS"]
@@ -94,14 +99,15 @@ def test_a_narrow_terminal_has_fewer_columns_and_keeps_the_most_important() -> N
     shown = scene(build_use("b", "a-package-with-a-long-name", started_at=NOW - 65, cpu_s=65.0))
     for width, titles in (
         (100, ["PACKAGE", "RUN", "PHASE", "TIME", "CPU%", "MEMORY", "DISK", "PROCS"]),
-        (60, ["PACKAGE", "PHASE", "TIME", "CPU%", "MEMORY"]),
+        (60, ["PACKAGE", "RUN", "PHASE", "TIME", "CPU%", "MEMORY"]),
         (40, ["PACKAGE", "TIME", "CPU%"]),
         (20, ["PACKAGE"]),
     ):
         lines = drawn(shown, width=width)
         assert next(line for line in lines if "PACKAGE" in line).split() == titles, width
     narrow = drawn(shown, width=40)
-    assert [line.split()[0] for line in narrow[1:9]] == "workers load queue memory done free daemon swap".split()
+    labels = ["workers", "load", "queue", "memory", "done", "free", "daemon", "swap"]
+    assert [line.split()[0] for line in narrow[1:9]] == labels
     assert "a-package-w" in "\n".join(narrow)
 
 
@@ -109,7 +115,9 @@ def test_there_is_no_curve_of_what_a_daemon_has_not_measured_yet() -> None:
     lines = drawn(scene(build_use("b", "zlib"), samples=()))
     assert lines[1].strip().startswith("workers")
     assert "zlib" in "\n".join(lines)
-    unknown = tuple(sample(NOW, free_bytes=None, free_inodes=None, swap_total_bytes=0, memory_total_bytes=0) for _ in "a")
+    unknown = tuple(
+        sample(NOW, free_bytes=None, free_inodes=None, swap_total_bytes=0, memory_total_bytes=0) for _ in "a"
+    )
     lines = drawn(scene(samples=unknown))
     assert lines[3].startswith("free disk not known")
     assert lines[4].startswith("swap      none")
@@ -342,9 +350,9 @@ def test_the_cursor_stays_on_its_build_and_then_in_its_place() -> None:
     choices.press("j", shown.rows, 10)
     younger = scene(*builds(5)[1:])
     assert row_of(drawn(younger, choices), "▸")[1] == "package-002"
-    ended = scene(*(use for use in builds(5) if use.package != "package-002"))
+    ended = scene(*(use for use in builds(5)[1:] if use.package != "package-002"))
     assert row_of(drawn(ended, choices), "▸")[1] == "package-003"
-    assert row_of(drawn(scene(), choices) + ["▸ none"], "▸") == ["▸", "none"]
+    assert row_of([*drawn(scene(), choices), "▸ none"], "▸") == ["▸", "none"]
 
 
 def test_what_is_cancelled_is_what_the_question_named() -> None:

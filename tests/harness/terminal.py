@@ -29,11 +29,11 @@ import pyte
 from harness.processes import kill_all, with_environment
 
 DEADLINE_S = 30.0
-KEYS = {"up": "\x1b[A", "down": "\x1b[B", "page up": "\x1b[5~", "page down": "\x1b[6~"}
-"""What a terminal that is a `screen`, or a `linux`, sends for them."""
+KEYS = {"up": "\x1bOA", "down": "\x1bOB", "page up": "\x1b[5~", "page down": "\x1b[6~", "end": "\x1b[4~"}
+"""What a `screen` sends for them to a program that has asked for keys of its own."""
 MARK = "BUILDD_TEST_TERMINAL"
 """In the environment of all that runs on a terminal: how what is left of it is found."""
-_ALTERNATE = re.compile(r"\x1b\[\?(?:1049|47)([hl])")
+_SWITCH = re.compile(r"(\x1b\[\?(?:1049|47)[hl])")
 
 
 class Terminal:
@@ -53,6 +53,7 @@ class Terminal:
         cwd: Path | None = None,
     ) -> None:
         self._master, self._slave = pty.openpty()
+        self._name = os.ttyname(self._slave)
         os.set_blocking(self._master, False)
         self._picture = pyte.Screen(columns, lines)
         self._stream = pyte.Stream(self._picture)
@@ -65,7 +66,7 @@ class Terminal:
         # the slave stays open here, so that its settings can be read after the program
         self.process = subprocess.Popen(
             ["setsid", "--ctty", *command],
-            env={**environ, "TERM": kind, MARK: os.ttyname(self._slave)},
+            env={**environ, "TERM": kind, MARK: self._name},
             cwd=cwd,
             stdin=self._slave,
             stdout=self._slave,
@@ -76,8 +77,7 @@ class Terminal:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        name = os.ttyname(self._slave)
-        kill_all(with_environment(lambda variables: variables.get(MARK) == name))
+        kill_all(with_environment(lambda variables: variables.get(MARK) == self._name))
         self.process.wait(DEADLINE_S)
         self.hang_up()
         os.close(self._slave)
@@ -100,8 +100,8 @@ class Terminal:
     @property
     def alternate(self) -> bool:
         """Whether the program has taken the whole screen and not yet given it back."""
-        taken = _ALTERNATE.findall(self.output)
-        return bool(taken) and taken[-1] == "h"
+        taken = _SWITCH.findall(self.output)
+        return bool(taken) and taken[-1].endswith("h")
 
     @property
     def cursor_hidden(self) -> bool:
@@ -166,5 +166,9 @@ class Terminal:
             return False
         text = self._decoder.decode(os.read(self._master, 65536))
         self.output += text
-        self._stream.feed(text)
+        for part in _SWITCH.split(text):
+            if _SWITCH.fullmatch(part):  # pyte has one screen only; the other one is empty here
+                self._picture.erase_in_display(2)
+                self._picture.cursor_position()
+            self._stream.feed(part)
         return True
