@@ -8,7 +8,8 @@ import sys
 from ctl.client import Client
 from ctl.top.choices import Choices
 from ctl.top.gauges import glyphs
-from ctl.top.picture import View, picture
+from ctl.top.lines import View
+from ctl.top.picture import picture
 from ctl.top.scene import Scene
 from ctl.top.screen import Lost, Screen
 from ctl.top.talk import Talk

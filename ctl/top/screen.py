@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Self
 
 from ctl.text import cells
-from ctl.top.picture import Line, Style
+from ctl.top.lines import Line, Style
 
 ESCAPE_MS = 50
 """How long an escape may be the beginning of a key. A second, as ncurses has it, makes the Escape key useless."""

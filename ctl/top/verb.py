@@ -17,7 +17,8 @@ from ctl.client import Client, connect
 from ctl.failure import NOT_FOUND, OK, CtlError, Gone
 from ctl.output import note, say, say_json, say_lines
 from ctl.top.gauges import glyphs
-from ctl.top.picture import View, snapshot
+from ctl.top.lines import View
+from ctl.top.picture import snapshot
 from ctl.top.scene import HISTORY, Scene
 from ctl.verbs import Verb, seconds
 

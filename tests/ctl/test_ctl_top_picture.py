@@ -15,7 +15,8 @@ from buildd.model import CloneProgress
 from ctl.text import cells
 from ctl.top.choices import Cancel, Choices
 from ctl.top.gauges import ASCII, UNICODE, Glyphs, bar, curve, places
-from ctl.top.picture import Line, View, picture, snapshot
+from ctl.top.lines import Line, View
+from ctl.top.picture import picture, snapshot
 from ctl.top.scene import Scene
 
 NOW = 1_700_000_000.0
