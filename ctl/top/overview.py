@@ -17,7 +17,7 @@ WITH_BARS = 112
 """Columns from which they have a bar as well as a curve."""
 LABEL, VALUE, BAR, CURVE, GAP_BETWEEN = 9, 20, 14, 40, 4
 """Columns of the parts of a gauge, of the curve at most, and between gauges and facts."""
-NOTES, CLONES = 2, 3
+NOTES, CLONES = 3, 3
 """How many of the daemon's notes, and of its clones, a screen shows."""
 STATES: dict[str, Style] = {"running": "good", "degraded": "bad"}
 
@@ -58,7 +58,7 @@ def _title(scene: Scene, view: View, trouble: str, held: bool) -> Line:
 
 def _alarms(scene: Scene, view: View, trouble: str) -> list[Line]:
     harmless = view.glyphs.harmless
-    throttle, memory = scene.resources.throttle, scene.resources.memory
+    throttle = scene.resources.throttle
     found: list[Line] = []
     if trouble:
         found.append((Span(harmless(trouble), "bad"),))
@@ -67,10 +67,6 @@ def _alarms(scene: Scene, view: View, trouble: str) -> list[Line]:
     if throttle.workers < throttle.total:
         what = f"{throttle.workers} of {plural(throttle.total, 'worker')}; "
         found.append((Span("throttled: ", "warn"), Span(what + harmless(throttle.reason))))
-    if memory.warnings:
-        what = f"{plural(memory.warnings, 'warning')}, at most {size(memory.peak_bytes)} of memory"
-        profile = f"; {harmless(memory.profile)}" if memory.profile else ""
-        found.append((Span("the daemon grows: ", "warn"), Span(what + profile)))
     return found
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from ctl_peer import Background, Ctl, Peer, build_use, command, package, run_id
+from ctl_peer import Background, Ctl, Peer, build_use, command, package, run_id, sample
 from harness import Terminal, alive, until
 
 from buildd.errors import NotFound, NotPermitted
@@ -43,6 +43,7 @@ def busy(peer: Peer) -> Peer:
     )
     peer.add_run(12, packages=packages)
     now = time.time()
+    peer.samples = [sample(now - age, load_1m=1 + age / 1000) for age in range(1000, -1, -5)]
     peer.uses = (
         build_use("b1", "zlib", started_at=now - 600, memory_bytes=100 << 20),
         build_use("b2", "png", started_at=now - 60, memory_bytes=900 << 20),
@@ -386,7 +387,7 @@ def test_json_lines_are_the_answers_as_they_came(busy: Peer, background: Backgro
 def test_json_once_is_one_object(busy: Peer, ctl: Ctl) -> None:
     done = ctl("top", "--json", "--once")
     assert done.returncode == 0
-    assert json.loads(done.stdout)["resources"]["interval_s"] == 1.0
+    assert json.loads(done.stdout)["resources"]["interval_s"] == 5.0
 
 
 def test_snapshots_go_on_when_the_daemon_is_back(busy: Peer, background: Background) -> None:

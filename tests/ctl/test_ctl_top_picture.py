@@ -129,19 +129,17 @@ def test_what_holds_builds_back_is_said_with_its_reason() -> None:
         scene(
             throttle=p.Throttle(workers=3, total=8, reason="load 9.1"),
             paused="the disk of /var/lib/buildd has 10 MiB left",
-            memory=p.MemoryWatch(baseline_bytes=1, peak_bytes=900 << 20, warnings=2, profile="/var/lib/buildd/p"),
-            status={"state": "draining", "reasons": ("draining: asked for by root", "b", "c")},
+            status={"state": "draining", "reasons": ("draining: asked for by root", "b", "c", "d")},
         ),
         width=120,
     )
     assert "draining" in lines[0]
     assert lines[1] == "paused: the disk of /var/lib/buildd has 10 MiB left"
     assert lines[2] == "throttled: 3 of 8 workers; load 9.1"
-    assert lines[3] == "the daemon grows: 2 warnings, at most 900 MiB of memory; /var/lib/buildd/p"
-    assert "██░·····" in lines[4]
-    assert "2 of 3 busy" in lines[4]
-    assert lines[8:10] == ["draining: asked for by root", "b"]
-    assert "c" not in lines, "the rest is for `status`"
+    assert "██░·····" in lines[3]
+    assert "2 of 3 busy" in lines[3]
+    assert lines[7:10] == ["draining: asked for by root", "b", "c"]
+    assert "d" not in lines, "the rest is for `status`"
 
 
 def test_a_daemon_that_is_away_leaves_the_last_picture_with_a_word_on_it() -> None:
@@ -237,7 +235,6 @@ def hostile_scene() -> Scene:
         build_use("b", HOSTILE, phase=HOSTILE),
         paused=HOSTILE,
         throttle=p.Throttle(workers=1, total=2, reason=HOSTILE),
-        memory=p.MemoryWatch(baseline_bytes=1, peak_bytes=2, warnings=1, profile=HOSTILE),
         status={"state": HOSTILE, "version": HOSTILE, "reasons": (HOSTILE,), "clones": (clone,)},
     )
     shown._lines["b"] = HOSTILE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from harness import BUILDCTL, Daemon, Terminal, Workspace, named, until
+from harness import BUILDCTL, Daemon, Terminal, Workspace, named, states, until
 
 Boot = Callable[..., Daemon]
 
@@ -20,51 +20,55 @@ def row(terminal: Terminal, name: str) -> list[str]:
     return next((cells for cells in lines if cells[:1] == [name]), [])
 
 
-def percent(terminal: Terminal, name: str) -> float:
-    terminal.read(0.1)
-    cells = row(terminal, name)
-    return float(cells[-6]) if cells else 0.0
-
-
 def test_builds_are_seen_and_one_is_cancelled(boot: Boot, backend: str, workspace: Workspace) -> None:
     daemon = boot(backend=backend, settings={"workers.max_concurrent_builds": 3})
-    spin = f"echo spinning; while [ ! -e '{daemon.gates}/open' ]; do :; done"
-    workspace.compiled("busy", first=spin)
-    workspace.compiled("idle", first=f"echo waiting; {daemon.at_gate()}")
-    workspace.compiled("other", first=f"echo waiting; {daemon.at_gate()}")
-    workspace.compiled("last", "busy", "idle").commit()
+    for name in ("first", "second", "third"):
+        workspace.compiled(name, first=f"echo {name} waits; {daemon.at_gate()}")
+    workspace.compiled("last", "first", "second").commit()
 
     with watching(daemon, "--interval", "300ms") as terminal:
         terminal.until("no build is running", "0 of 3 busy", "q quit")
         number = daemon.start(workspace)
-        terminal.until("busy", "idle", "other", "3 of 3 busy", "1 package, 1 run")
-        until(lambda: percent(terminal, "busy") > 50, "the busy one uses a processor")
-        assert percent(terminal, "idle") < 50
-        cells = row(terminal, "busy")
-        assert cells[1:3] == [str(number), "build"]
-        assert int(cells[-1]) >= 1
+        terminal.until("first", "second", "third", "3 of 3 busy", "1 package, 1 run")
+        assert row(terminal, "first")[1:3] == [str(number), "build"]
         terminal.press("l")
-        terminal.until("    spinning", "    waiting")
+        terminal.until("    first waits", "    second waits", "    third waits")
 
         terminal.press("s", "s", "s", "s", "s", "end")
-        terminal.until("s sort: package", "▸ other")
+        terminal.until("s sort: package", "▸ third")
         terminal.press("c")
-        terminal.until(f"y cancels other of run {number}")
+        terminal.until(f"y cancels third of run {number}")
         terminal.press("y")
-        terminal.until("2 of 3 busy", gone=["▸ other"])
+        terminal.until("2 of 3 busy", gone=["▸ third"])
         daemon.open_gate()
-        view = daemon.wait(number)
-        assert {package.name: package.state for package in view.packages} == {
-            "busy": "success",
-            "idle": "success",
-            "other": "cancelled",
-            "last": "success",
-        }
+        ended = {"first": "success", "second": "success", "third": "cancelled", "last": "success"}
+        assert states(daemon.wait(number)) == ended
         terminal.until("no build is running", "0 of 3 busy")
         terminal.press("q")
         assert terminal.exit_status() == 0
         assert terminal.settings() == terminal.modes
         assert not terminal.alternate
+
+
+def test_what_builds_use_is_seen(boot: Boot, backend: str, workspace: Workspace) -> None:
+    daemon = boot(backend=backend, settings={"workers.max_concurrent_builds": 2})
+    workspace.compiled("busy", first=f"while [ ! -e '{daemon.gates}/open' ]; do :; done")
+    workspace.compiled("idle", first=daemon.at_gate()).commit()
+    with watching(daemon, "--interval", "300ms") as terminal:
+        number = daemon.start(workspace)
+        terminal.until("busy", "idle")
+        busy = until(lambda: terminal.read(0.1) and _use(terminal, "busy"), "the busy one uses a processor")
+        assert busy[-1] != "0", "it has processes"
+        assert busy[-5:-3] != ["0", "B"], "and memory"
+        assert float(row(terminal, "idle")[-6]) < float(busy[-6])
+        daemon.open_gate()
+        daemon.wait(number)
+
+
+def _use(terminal: Terminal, name: str) -> list[str]:
+    """Its cells, once it is seen to use half a processor and to have memory."""
+    cells = row(terminal, name)
+    return cells if cells and float(cells[-6]) > 50 and cells[-5] != "0" else []
 
 
 def test_a_daemon_that_is_killed_is_waited_for_and_its_builds_are_seen_again(boot: Boot, workspace: Workspace) -> None:
