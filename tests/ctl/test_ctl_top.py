@@ -348,24 +348,22 @@ def test_once_prints_one_snapshot(busy: Peer, ctl: Ctl) -> None:
     assert all(len(line) <= 100 for line in lines)
 
 
-def test_a_dumb_terminal_gets_a_snapshot_per_interval(busy: Peer, top: Start) -> None:
-    for kind in ("dumb", "no-such-terminal"):
-        terminal = top("--interval", "200ms", kind=kind, columns=60)
-        terminal.until("zlib")
-        while terminal.output.count("buildd 9.9") < 3:
-            terminal.read(1.0)
-        assert "\x1b" not in terminal.output
-        assert all(len(line) <= 60 for line in terminal.output.splitlines())
-        terminal.press("\x03")
-        assert terminal.exit_status() == 130
-        restored(terminal)
+@pytest.mark.parametrize("kind", ["dumb", "no-such-terminal"])
+def test_a_dumb_terminal_gets_a_snapshot_per_interval(busy: Peer, top: Start, kind: str) -> None:
+    terminal = top("--interval", "200ms", kind=kind, columns=60)
+    terminal.until("zlib")
+    terminal.reading(lambda: terminal.output.count("buildd 9.9") >= 3, "there are three of them")
+    assert "\x1b" not in terminal.output
+    assert all(len(line) <= 60 for line in terminal.output.splitlines())
+    terminal.press("\x03")
+    assert terminal.exit_status() == 130
+    restored(terminal)
 
 
 def test_without_a_keyboard_there_are_snapshots(busy: Peer, top: Start) -> None:
     terminal = top(shell=f"{shlex.join(command('top', '--interval', '200ms'))} < /dev/null")
     terminal.until("zlib")
-    while terminal.output.count("buildd 9.9") < 2:
-        terminal.read(1.0)
+    terminal.reading(lambda: terminal.output.count("buildd 9.9") >= 2, "there are two of them")
     assert "\x1b" not in terminal.output
 
 

@@ -30,7 +30,7 @@ def test_builds_are_seen_and_one_is_cancelled(boot: Boot, backend: str, workspac
         terminal.until("no build is running", "0 of 3 busy", "q quit")
         number = daemon.start(workspace)
         terminal.until("first", "second", "third", "3 of 3 busy", "1 package, 1 run")
-        assert row(terminal, "first")[1:3] == [str(number), "build"]
+        terminal.reading(lambda: row(terminal, "first")[1:3] == [str(number), "build"], "its run and phase are shown")
         terminal.press("l")
         terminal.until("    first waits", "    second waits", "    third waits")
 
@@ -57,7 +57,7 @@ def test_what_builds_use_is_seen(boot: Boot, backend: str, workspace: Workspace)
     with watching(daemon, "--interval", "300ms") as terminal:
         number = daemon.start(workspace)
         terminal.until("busy", "idle")
-        busy = until(lambda: terminal.read(0.1) and _use(terminal, "busy"), "the busy one uses a processor")
+        busy = terminal.reading(lambda: _use(terminal, "busy"), "the busy one uses a processor")
         assert busy[-1] != "0", "it has processes"
         assert busy[-5:-3] != ["0", "B"], "and memory"
         assert float(row(terminal, "idle")[-6]) < float(busy[-6])

@@ -20,14 +20,15 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pyte
 
-from harness.processes import kill_all, with_environment
+from harness.processes import kill_all, until, with_environment
 
+T = TypeVar("T")
 DEADLINE_S = 30.0
 KEYS = {"up": "\x1bOA", "down": "\x1bOB", "page up": "\x1b[5~", "page down": "\x1b[6~", "end": "\x1b[4~"}
 """What a `screen` sends for them to a program that has asked for keys of its own."""
@@ -145,6 +146,15 @@ class Terminal:
             assert self.process.poll() is None or self._readable(0.0), f"it has ended:\n{self.text}"
             self.read(0.1)
         return self.text
+
+    def reading(self, look: Callable[[], T], what: str, *, within: float = DEADLINE_S) -> T:
+        """The first true result of `look`, while what the program writes is read."""
+
+        def read_and_look() -> T:
+            self.read(0.1)
+            return look()
+
+        return until(read_and_look, what, within=within)
 
     def exit_status(self, within: float = DEADLINE_S) -> int:
         """Wait for the end of the program, reading what it writes."""
