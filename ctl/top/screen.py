@@ -104,8 +104,8 @@ class Screen:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                     stack.callback(signal.signal, number, signal.signal(number, handler))
             sys.stdout.flush()
+            stack.callback(_give_back)
             self._window = curses.initscr()
-            stack.callback(self._give_back)
             self._set_up()
             self._stack = stack.pop_all()
         return self
@@ -127,12 +127,6 @@ class Screen:
         except curses.error:
             pass  # this terminal cannot hide it
         self._styles = _styles()
-
-    def _give_back(self) -> None:
-        self._window.keypad(False)
-        curses.echo()
-        curses.nocbreak()
-        curses.endwin()
 
     def _go_on(self, number: int, frame: FrameType | None) -> None:
         self._continued = True
@@ -213,6 +207,13 @@ def named(codes: Sequence[int]) -> list[str]:
             found.append(_KEYS.get(code, chr(code) if code < 256 else ""))
             index += 1
     return [key for key in found if key]
+
+
+def _give_back() -> None:
+    try:
+        curses.endwin()
+    except curses.error:
+        pass  # it was not taken yet, or is gone
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:

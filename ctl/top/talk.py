@@ -60,7 +60,6 @@ class Talk:
         self._status: DaemonStatus | None = None
         self._resources: ResourcesResult | None = None
         self._next_look = time.monotonic() + interval
-        self._looking = False
         self._lines = False
         self._gone_since: float | None = None
         self._next_call = 0.0
@@ -70,7 +69,7 @@ class Talk:
         now = time.monotonic()
         if self._gone_since is not None:
             return bool(select.select(descriptors, [], [], max(0.0, min(TICK_S, self._next_call - now)))[0])
-        until = TICK_S if self._looking or held else self._next_look - now
+        until = TICK_S if self._looking() or held else self._next_look - now
         return self._client.wait_or_readable(descriptors, max(0.0, until))
 
     def attend(self, *, held: bool, lines: bool) -> None:
@@ -84,11 +83,12 @@ class Talk:
             more_lines, self._lines = lines and not self._lines, lines
             if more_lines:
                 self._ask_for_runs()
-            if not held and not self._looking and time.monotonic() >= self._next_look:
+            if not held and not self._looking() and time.monotonic() >= self._next_look:
                 self._look()
         except Gone:
             self._gone_since = time.monotonic()
             self._asked.clear()
+            self._status = self._resources = None
 
     def begin(self) -> None:
         """Ask what the first look has left open."""
@@ -123,8 +123,11 @@ class Talk:
             return
         self._asked[request] = _Question(method, answered, run, time.monotonic())
 
+    def _looking(self) -> bool:
+        """Whether a look is not answered yet."""
+        return any(question.method in LOOK for question in self._asked.values())
+
     def _look(self) -> None:
-        self._looking = True
         self._next_look = time.monotonic() + self._interval
         params = ResourcesParams(samples=self._scene.samples_wanted(time.time()))
         self._ask("daemon.resources", params, ResourcesResult, self._got_resources)
@@ -145,7 +148,6 @@ class Talk:
         self._next_call = now + REDIAL_S
         if self._client.reopen(0.0):
             self._gone_since = None
-            self._looking = False
             self._next_look = now
 
     # --- hearing ----------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ class Talk:
                 self._scene.forget_run(question.run)
             else:
                 self._say(f"{error.message}; {error.hint}" if error.hint else error.message)
-        if self._looking and not any(other.method in LOOK for other in self._asked.values()):
+        if question.method in LOOK and not self._looking():
             self._look_ends()
 
     def _got_status(self, status: DaemonStatus) -> None:
@@ -168,7 +170,6 @@ class Talk:
         self._resources = resources
 
     def _look_ends(self) -> None:
-        self._looking = False
         if self._status is not None and self._resources is not None:
             self._scene.take(self._status, self._resources, time.time())
             self._ask_for_runs()

@@ -102,8 +102,8 @@ class _Paper:
         if self._scene is None:
             self._scene = Scene(*_look(self._client, HISTORY), now)
         else:
-            say()
             self._scene.take(*_look(self._client, self._scene.samples_wanted(now)), now)
+            say()
         for run in self._scene.unknown_runs:
             self._ask_for(run, self._scene)
         columns = shutil.get_terminal_size(fallback=(PAPER_COLUMNS, 24)).columns

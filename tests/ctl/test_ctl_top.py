@@ -11,6 +11,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from ctl_peer import Background, Ctl, Peer, build_use, command, package, run_id, sample
@@ -60,6 +61,7 @@ def restored(terminal: Terminal) -> None:
     assert terminal.settings() == terminal.modes
     assert not terminal.alternate
     assert not terminal.cursor_hidden
+    assert terminal.output.rfind("\x1b[?1h") <= terminal.output.rfind("\x1b[?1l"), "keys send what they did"
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------
@@ -244,13 +246,15 @@ def test_a_fault_gives_the_terminal_back_before_it_is_told(busy: Peer, top: Star
     assert "internal error: RuntimeError: the picture fell off the wall" in last
 
 
-def test_a_line_that_is_cut_leaves_no_process(busy: Peer, top: Start) -> None:
+def test_a_line_that_is_cut_leaves_no_process(busy: Peer, top: Start, tmp_path: Path) -> None:
     # a shell that shrugs off the hangup and whose children do as well
-    terminal = top(shell=f"trap '' HUP; {shlex.join(command('top'))}; echo over; sleep 60")
+    terminal = top(shell=f"trap '' HUP; {shlex.join(command('top'))} 2> {tmp_path}/words; echo $? > {tmp_path}/code")
     terminal.until("q quit")
     (pid,) = (int(name) for name in os.listdir("/proc") if name.isdigit() and _is_top(int(name), terminal.process.pid))
     terminal.hang_up()
     until(lambda: not alive(pid), "top has ended by itself")
+    until(lambda: (tmp_path / "code").exists() and (tmp_path / "code").read_text() == "0\n", "as it does after q")
+    assert (tmp_path / "words").read_text() == ""
 
 
 def _is_top(pid: int, shell: int) -> bool:
