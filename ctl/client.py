@@ -1,12 +1,13 @@
 """The connection to the daemon: JSON-RPC 2.0 on a DEALER socket. The one door to zmq of the client.
 
 Invariant: every wait ends. An answer has a deadline; where the work may take long (`timeout=None`) the daemon
-has to answer a `daemon.status` in between; and a connection that breaks raises `Gone` at once, because ZeroMQ
-would reconnect in silence and the request would be lost.
+has to answer a `daemon.status` in between; and a connection that breaks, or cannot be made, raises `Gone` at once,
+because ZeroMQ would connect again in silence, and the request would be lost or wait.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -59,7 +60,7 @@ class Client:
         self._socket.sndtimeo = int(QUICK_S * 1000)
         self._last_id += 1
         watch = f"inproc://watch-{self._last_id}"
-        self._socket.monitor(watch, zmq.EVENT_DISCONNECTED)
+        self._socket.monitor(watch, zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
         self._monitor = self._context.socket(zmq.PAIR)
         self._monitor.linger = 0
         self._monitor.connect(watch)
@@ -127,9 +128,16 @@ class Client:
                 if answer.id is None and answer.error is not None:  # it could not even read the id
                     raise _error(answer.error)
             elif self._monitor in ready:
-                raise Gone(self.path)
+                self._check_connection(self._monitor.recv_multipart()[0])
             elif time.monotonic() >= deadline:
                 return None
+
+    def _check_connection(self, news: bytes) -> None:
+        """Raise Gone for news of a connection that broke or could not be made: what answered our probe may have been
+        about to die. A daemon whose backlog is full is another thing, and ZeroMQ is right to try again."""
+        event = int.from_bytes(news[:2], sys.byteorder)
+        if event == zmq.EVENT_DISCONNECTED or not endpoint.listens(self.path):
+            raise Gone(self.path)
 
     def first_of(self, requests: Container[int], timeout: float) -> int | None:
         """The id of an answered request among `requests`, or None after `timeout` seconds. Raises Gone."""

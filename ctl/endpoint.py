@@ -97,6 +97,19 @@ def check(path: str) -> CtlError | None:
             return None
 
 
+def listens(path: str) -> bool:
+    """Whether somebody takes connections at `path`, if not in this moment."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # the backlog is full
+            return True
+        except OSError:
+            return False
+        return True
+
+
 def _unreachable(path: str, why: str, hint: str) -> CtlError:
     return CtlError(f"daemon not reachable at {path}: {why}", hint=hint, code=UNREACHABLE)
 

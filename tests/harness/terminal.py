@@ -29,7 +29,7 @@ import pyte
 from harness.processes import kill_all, until, with_environment
 
 T = TypeVar("T")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 KEYS = {"up": "\x1bOA", "down": "\x1bOB", "page up": "\x1b[5~", "page down": "\x1b[6~", "end": "\x1b[4~"}
 """What a `screen` sends for them to a program that has asked for keys of its own."""
 MARK = "BUILDD_TEST_TERMINAL"
