@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ctl import endpoint
@@ -115,6 +115,11 @@ class Client:
             if request_ in requests:
                 return request_
         return None
+
+    def wait_or_readable(self, descriptors: Iterable[int], timeout: float) -> bool:
+        """Wait at most `timeout` seconds for something to receive, or to read from one of `descriptors`; whether there
+        is the latter."""
+        return self._wire.wait_or_readable(descriptors, timeout)
 
     def take(self, request: int, result: type[T], method: str) -> T:
         """The answer to `request`, which has been received, as a struct. Raises the CtlError it holds."""

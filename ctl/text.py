@@ -94,9 +94,26 @@ def screen_line(text: str) -> str:
     return printable(text.rpartition("\r")[2].replace("\t", "  ")).strip()
 
 
-def clip(text: str, width: int) -> str:
-    """`text` in at most `width` characters, with an ellipsis where something was cut off."""
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+def cells(text: str) -> int:
+    """How many columns of a terminal printable text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me") else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text
+    )
+
+
+def clip(text: str, width: int, ellipsis: str = "…") -> str:
+    """Printable text in at most `width` columns, with an ellipsis where something was cut off."""
+    if cells(text) <= width:
+        return text
+    room = width - cells(ellipsis)
+    kept = text[: max(0, room)]
+    while cells(kept) > room and kept:
+        kept = kept[:-1]
+    return kept + ellipsis if room >= 0 else ""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:

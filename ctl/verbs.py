@@ -28,6 +28,7 @@ class Verb(NamedTuple):
 
 MODULES = {
     "status": ("ctl.status", "state and load of the daemon"),
+    "top": ("ctl.top.verb", "watch workers, builds and what they use"),
     "start": ("ctl.start", "build targets"),
     "cancel": ("ctl.start", "cancel a run or one package of it"),
     "wait": ("ctl.start", "wait until a run ends"),

@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Iterable
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\x00" + bytes(31)
@@ -74,6 +75,14 @@ class Wire:
                     return body
             if not self._read(deadline):
                 return None
+
+    def wait_or_readable(self, descriptors: Iterable[int], timeout: float) -> bool:
+        """Wait for something from the other side, or to read from one of `descriptors`; whether there is the latter."""
+        poll, others = select.poll(), list(descriptors)
+        for source in (self._connection.fileno(), *others):
+            poll.register(source, select.POLLIN)
+        ready = poll.poll(0 if self._received else max(0.0, timeout) * 1000)
+        return any(source in others for source, _ in ready)
 
     # --- bytes ----------------------------------------------------------------------------------------
 

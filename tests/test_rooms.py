@@ -46,6 +46,7 @@ DOORS = {
     "multiprocessing": None,
     "asyncio": None,
 }
+CLIENT_DOORS: dict[str, str | None] = {"zmq": None, "curses": "ctl/top/screen.py"}
 LEVEL = {room: len(FLOORS) - index for index, floor in enumerate(FLOORS) for room in floor}
 MODULES = sorted((ROOT / "buildd").rglob("*.py"))
 
@@ -90,3 +91,10 @@ def test_the_client_knows_the_protocol_and_nothing_else_of_the_daemon() -> None:
             assert name.split(".")[0] not in ("trio", "pygit2", "sqlite3"), f"{path.name} imports {name}"
             if name.split(".")[0] == "buildd":
                 assert name.startswith(allowed), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("package", CLIENT_DOORS)
+def test_what_the_client_does_once_has_one_door(package: str) -> None:
+    modules = sorted((ROOT / "ctl").rglob("*.py"))
+    users = {str(path.relative_to(ROOT)) for path in modules if any(n.split(".")[0] == package for n in imports(path))}
+    assert users == {CLIENT_DOORS[package]} - {None}

@@ -13,6 +13,8 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
+from buildd.threads import in_thread
+
 WITHIN_S = 2.0
 """A file system that has not answered by then is taken as one that does not."""
 
@@ -58,7 +60,7 @@ class Spaces:
         open_ = [directory for directory in self._directories if directory not in self._asked]
         if open_:
             with trio.move_on_after(WITHIN_S):
-                await trio.to_thread.run_sync(self._ask, open_, found, limiter=self._threads, abandon_on_cancel=True)
+                await in_thread(self._ask, open_, found, limiter=self._threads, abandon_on_cancel=True)
         return dict(found)  # a thread that was left to itself may still write there
 
     def _ask(self, directories: Iterable[Path], found: dict[Path, Space | None]) -> None:

@@ -32,7 +32,7 @@ _buildctl_reply() { # WORD…
 
 _buildctl() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-  local verb= action= word takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest '
+  local verb= action= word takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval '
   local -a socket=() arguments=()
   local -i i
   COMPREPLY=()
@@ -58,7 +58,7 @@ _buildctl() {
     --run) _buildctl_reply latest $(_buildctl_ask number list); return ;;
     --strategy) _buildctl_reply none conservative aggressive; return ;;
     --force-package) _buildctl_reply $(_buildctl_ask package history --limit 200); return ;;
-    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset | --note | --slowest | --max-* | --min-*)
+    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset | --note | --slowest | --interval | --max-* | --min-*)
       return
       ;;
   esac

@@ -33,7 +33,7 @@ _buildctl() {
   local verb= action= word current=$words[CURRENT] previous=$words[CURRENT-1]
   local -a socket arguments takes lines
   integer i
-  takes=(--socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest)
+  takes=(--socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval)
 
   for ((i = 2; i < CURRENT; i++)); do
     word=$words[i]
@@ -54,7 +54,7 @@ _buildctl() {
     --run) compadd -- latest $(_buildctl_ask number list); return ;;
     --strategy) compadd -- none conservative aggressive; return ;;
     --force-package) compadd -- $(_buildctl_ask package history --limit 200); return ;;
-    --timeout|--limit|-n|--kind|--priority|--tail|--after|--offset|--note|--slowest|--max-*|--min-*) return 1 ;;
+    --timeout|--limit|-n|--kind|--priority|--tail|--after|--offset|--note|--slowest|--interval|--max-*|--min-*) return 1 ;;
   esac
 
   if [[ $current == -* ]]; then

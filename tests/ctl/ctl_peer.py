@@ -170,7 +170,7 @@ class Peer:
             self.runs[run] = msgspec.structs.replace(view, stats=stats)
 
     def add_run(self, number: int, **fields: Any) -> str:
-        run = f"{number:08x}-0000-4000-8000-000000000000"
+        run = run_id(number)
         given: dict[str, Any] = {
             "id": run,
             "number": number,
@@ -468,6 +468,45 @@ class Peer:
         return p.ArtifactChunk(
             data=piece[::-1] if self.damage_exports else piece, next_offset=end, finished=end == len(content)
         )
+
+
+def run_id(number: int) -> str:
+    return f"{number:08x}-0000-4000-8000-000000000000"
+
+
+def sample(at: float, **fields: Any) -> p.Sample:
+    given: dict[str, Any] = {
+        "at": at,
+        "rss_bytes": 45 << 20,
+        "open_files": 20,
+        "threads": 4,
+        "children": 2,
+        "load_1m": 1.25,
+        "memory_total_bytes": 8 << 30,
+        "memory_available_bytes": 6 << 30,
+        "swap_total_bytes": 2 << 30,
+        "swap_used_bytes": 0,
+        "free_bytes": 12 << 30,
+        "free_inodes": 1_250_000,
+        "busy": 2,
+        "queued": 7,
+    }
+    return p.Sample(**(given | fields))
+
+
+def build_use(build: str, package: str, **fields: Any) -> p.BuildUse:
+    given: dict[str, Any] = {
+        "build": build,
+        "run": run_id(12),
+        "package": package,
+        "phase": "build",
+        "started_at": time.time() - 65,
+        "processes": 3,
+        "memory_bytes": 300 << 20,
+        "cpu_s": 13.0,
+        "disk_bytes": 20 << 20,
+    }
+    return p.BuildUse(**(given | fields))
 
 
 def package(name: str, state: str, **fields: Any) -> p.RunPackage:

@@ -6,13 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from ctl_peer import Background, Ctl, Peer, command
 
 from buildd.errors import Busy, InvalidInput, NotFound, NotPermitted, Refused
-from ctl.failure import exit_code
+from ctl.client import Client
+from ctl.failure import Gone, exit_code
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,29 @@ def test_a_daemon_that_goes_away_before_it_answers_is_noticed_at_once(peer: Peer
     _, words = client.communicate(timeout=5)
     assert client.returncode == 69
     assert "went away before it answered" in words
+
+
+def test_a_daemon_that_was_there_for_the_probe_only_is_noticed_at_once(tmp_path: Path) -> None:
+    # dying, it closes its connections before the socket that takes new ones, or the other way round
+    begin = time.monotonic()
+    with Client(str(tmp_path / "s")) as client, pytest.raises(Gone):
+        client.call("daemon.status", None, object)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_daemon_with_too_many_callers_at_once_is_not_gone(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
+        listener.bind(path)
+        listener.listen(0)
+        caller.connect(path)  # now its backlog is full
+        with Client(path) as client:
+            assert client.receive(0.3) is None, "it is tried again"
+            listener.accept()[0].close()
+            listener.settimeout(10)
+            listener.accept()[0].close()  # here it is
+            with pytest.raises(Gone):
+                client.receive(10)
 
 
 @pytest.mark.parametrize("answer", [b"{", b"[]", b'{"id": 1', b"\xff", b'{"result": {}, "id": "x"'])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from ctl.text import clip, duration, parse_seconds, plural, printable, screen_line, size, table
+from ctl.text import cells, clip, duration, parse_seconds, plural, printable, screen_line, size, table
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,16 @@ def test_printable_text_stays_as_it_is_and_the_rest_is_shown() -> None:
 )
 def test_a_screen_line_is_what_the_screen_would_show(raw: str, seen: str) -> None:
     assert screen_line(raw) == seen
+
+
+def test_columns_of_a_terminal_are_counted_as_it_draws_them() -> None:
+    assert cells("abc") == 3
+    assert cells("漢字") == 4
+    assert cells("e\u0301") == 1
+    assert clip("漢字漢字", 5) == "漢字…"
+    assert clip("漢字漢字", 6) == "漢字…"
+    assert clip("漢字", 4) == "漢字"
+    assert clip("abc", 2, "...") == ""
 
 
 def test_clipped_text_says_so() -> None:

@@ -31,6 +31,7 @@ from harness.processes import (
 )
 from harness.repository import GitServer, RecipeRepository, git, served
 from harness.rpc import RpcError, Silence
+from harness.terminal import Terminal
 from harness.web import WebServer
 from harness.workspace import Workspace
 
@@ -44,6 +45,7 @@ __all__ = [
     "RecipeRepository",
     "RpcError",
     "Silence",
+    "Terminal",
     "WebServer",
     "Workspace",
     "a_home",
