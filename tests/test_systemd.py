@@ -39,7 +39,7 @@ def test_without_systemd_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ("usec", "pid", "seconds"),
     [
         ("30000000", None, 30.0),
-        ("500000", str(os.getpid()), 0.5),
+        ("500000", "own", 0.5),
         ("30000000", "1", None),
         (None, None, None),
         ("soon", None, None),
@@ -52,7 +52,7 @@ def test_the_watchdog_is_asked_for_by_its_variables(
         if value is None:
             monkeypatch.delenv(name, raising=False)
         else:
-            monkeypatch.setenv(name, value)
+            monkeypatch.setenv(name, str(os.getpid()) if value == "own" else value)
     assert systemd.watchdog_interval() == seconds
 
 

@@ -6,13 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ctl_peer import Background, Ctl, Peer, command
 
 from buildd.errors import Busy, InvalidInput, NotFound, NotPermitted, Refused
+from ctl import endpoint
 from ctl.client import Client
 from ctl.failure import Gone, exit_code
 
@@ -140,27 +143,44 @@ def test_a_daemon_that_goes_away_before_it_answers_is_noticed_at_once(peer: Peer
     assert "went away before it answered" in words
 
 
-def test_a_daemon_that_was_there_for_the_probe_only_is_noticed_at_once(tmp_path: Path) -> None:
-    # dying, it closes its connections before the socket that takes new ones, or the other way round
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    """A socket that takes one connection at a time."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        listener.settimeout(10)
+        yield listener
+
+
+def test_a_daemon_that_dies_when_it_was_connected_to_is_noticed_at_once(
+    tmp_path: Path, listener: socket.socket
+) -> None:
+    path = str(tmp_path / "s")
+    connection = endpoint.connect(path)
+    listener.accept()[0].close()
     begin = time.monotonic()
-    with Client(str(tmp_path / "s")) as client, pytest.raises(Gone):
+    with Client(path, connection) as client, pytest.raises(Gone):
         client.call("daemon.status", None, object)
     assert time.monotonic() - begin < 5
 
 
-def test_a_daemon_with_too_many_callers_at_once_is_not_gone(tmp_path: Path) -> None:
+def test_what_answers_in_another_language_is_gone(tmp_path: Path, listener: socket.socket) -> None:
     path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
-        listener.bind(path)
-        listener.listen(0)
-        caller.connect(path)  # now its backlog is full
-        with Client(path) as client:
-            assert client.receive(0.3) is None, "it is tried again"
-            listener.accept()[0].close()
-            listener.settimeout(10)
-            listener.accept()[0].close()  # here it is
+    with Client(path, endpoint.connect(path)) as client:
+        with listener.accept()[0] as other:
+            other.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n".ljust(100))
             with pytest.raises(Gone):
-                client.receive(10)
+                client.call("daemon.status", None, object)
+
+
+def test_a_daemon_with_too_many_callers_at_once_is_waited_for(tmp_path: Path, listener: socket.socket) -> None:
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(tmp_path / "s"))  # now its backlog is full
+        later = threading.Timer(0.3, lambda: listener.accept()[0].close())
+        later.start()
+        endpoint.connect(str(tmp_path / "s")).close()
+        later.join()
 
 
 @pytest.mark.parametrize("answer", [b"{", b"[]", b'{"id": 1', b"\xff", b'{"result": {}, "id": "x"'])

@@ -800,7 +800,7 @@ async def test_one_snapshot_of_a_directory_is_made_at_a_time_by_whatever_name_it
     overlaps: list[Path] = []
     pause = threading.Event()
 
-    def snapshot(directory: Path, store: Path) -> str:
+    def snapshot(directory: Path, store: Path, check: Callable[[], None]) -> str:
         if store in running:
             overlaps.append(directory)
         running.add(store)

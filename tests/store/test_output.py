@@ -33,7 +33,7 @@ def unprivileged(tmp_path: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    for path in [tmp_path, *list(tmp_path.parents)[:2]]:
+    for path in [tmp_path, *list(tmp_path.parents)[:3]]:
         path.chmod(0o755)
     os.chown(tmp_path, 65534, 65534)
     os.seteuid(65534)
