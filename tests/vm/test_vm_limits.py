@@ -14,9 +14,9 @@ BOMB = "bomb() { bomb | bomb & }; bomb; sleep 60"
 
 
 def groups(vm: Guest) -> dict[str, str]:
-    """The group of each process of the service, by its name, and what it runs."""
-    lines = vm.run(f'cd {GROUP} && for f in $(find . -name cgroup.procs); do sed "s|^|$f |" $f; done', check=False).out
-    return {pid: file.split("/")[1] for file, pid in map(str.split, lines.splitlines())}
+    """The name of the group that each process of the service is in."""
+    shown = vm.run(f'cd {GROUP} && for f in $(find . -name cgroup.procs); do sed "s|^|$f |" $f; done', check=False)
+    return {pid: file.split("/")[1] for file, pid in map(str.split, shown.out.splitlines())}
 
 
 @pytest.fixture
@@ -61,7 +61,6 @@ def test_a_limit_that_is_hit_ends_its_build_and_nothing_else(vm: Guest, target: 
     assert "CONSTRAINT_MEMCG" in killed
     assert f"build-{fat.build_id}" in killed
     assert vm.pid == pid
-    assert vm.unit("NRestarts") == "0"
     assert vm.record(fat.build_id).resources.peak_memory_bytes >= 90 << 20
 
 
@@ -103,7 +102,6 @@ def test_nothing_is_left_of_builds_whose_daemon_is_killed(
     repository.package("daemonise", phases={"build": f"( {hidden} )\nsleep 600"}).commit()
     number = vm.start(copied_in(vm, repository))
     vm.until("pgrep -f '^sleep 3218'")
-    vm.run("systemctl stop buildd.socket")  # nobody asks
     pid = vm.pid
 
     vm.run(f"kill -KILL {pid}")
