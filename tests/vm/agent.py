@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _LOOK_AGAIN_S = 0.05
+_LOOK_AGAIN_AT_MOST_S = 0.4
+"""A look keeps an emulated processor busy for some milliseconds."""
 
 
 class AgentError(Exception):
@@ -55,8 +57,8 @@ class Agent:
         """The answer to one command of the agent. Raises AgentError."""
         self._send({"execute": command, "arguments": arguments or {}}, within)
         answer = self._receive(within)
-        if "error" in answer:
-            raise AgentError(f"{command}: {answer['error'].get('desc', answer['error'])}")
+        if "return" not in answer:
+            raise AgentError(f"{command}: {answer.get('error', {}).get('desc', answer)}")
         return answer["return"]
 
     def start(self, *command: str, stdin: bytes = b"") -> int:
@@ -79,10 +81,12 @@ class Agent:
     def wait(self, pid: int, *, within: float) -> tuple[int, str, str]:
         """As `finished`. Raises AgentError when it has not within so many seconds."""
         deadline = time.monotonic() + within
+        pause = _LOOK_AGAIN_S
         while (result := self.finished(pid)) is None:
             if time.monotonic() > deadline:
                 raise AgentError(f"the command did not end within {within:g} s")
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(pause)
+            pause = min(1.2 * pause, _LOOK_AGAIN_AT_MOST_S)
         return result
 
     def _synchronise(self) -> None:

@@ -51,5 +51,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
     report = yield
     machines = [value for name, value in getattr(item, "funcargs", {}).items() if name in ("vm", "own_vm")]
     if report.failed and machines and machines[0].is_on:
-        report.sections.append(("the daemon's log", machines[0].journal()))
+        report.sections.append(("the daemon's log", "\n".join(machines[0].logged(form="short")[-80:])))
     return report

@@ -19,22 +19,26 @@ CONFIGURATION = "/etc/buildd/buildd.conf"
 DATABASE = "/var/lib/buildd/buildd.db"
 _DROP_INS = "/run/systemd/system/buildd.service.d"
 _LEFTOVERS = """
+exec 2>/dev/null
 main=$(systemctl show -P MainPID buildd)
-group=/sys/fs/cgroup$(systemctl show -P ControlGroup buildd)
-for pid in $(cat $(find "$group" -name cgroup.procs) 2>/dev/null; pgrep -u buildd); do
+group=/sys/fs/cgroup/system.slice/buildd.service
+for pid in $(cat $(find $group -name cgroup.procs) /dev/null; pgrep -u buildd); do
     [ "$pid" = "$main" ] || ps -o pid=,user=,args= -p "$pid"
 done
-find "$group" -mindepth 1 -type d -name 'build-*'
+find $group -mindepth 1 -type d -name 'build-*'
 cd /var/lib/buildd
-find work prefixes -mindepth 1 -maxdepth 1 2>/dev/null
+find work prefixes -mindepth 1 -maxdepth 1
 find artifacts -name '.*.tmp'
-find /var/cache/buildd/repos/.incoming -mindepth 1 -maxdepth 1 2>/dev/null
+find /var/cache/buildd/repos/.incoming -mindepth 1 -maxdepth 1
 sqlite3 -readonly buildd.db "SELECT 'running: ' || package || ' ' || id FROM builds WHERE state = 'running'"
 """
 """Prints what is there of builds, or of daemons that are gone: processes, cgroups, directories, records."""
 
 
 class Guest(Machine):
+    started_at = ""
+    """When the test began, by the clock of the guest."""
+
     # --- asking the daemon ----------------------------------------------------------------------------------
 
     def buildctl(self, *arguments: object, user: str = "root", within: float = RUN_S, check: bool = True) -> Result:
@@ -104,26 +108,28 @@ class Guest(Machine):
         """An active daemon with no settings of an earlier test, and nothing that was logged before counts."""
         if self.run(f"cat {_DROP_INS}/* {CONFIGURATION} 2>/dev/null", check=False).out:
             self.run(f"rm -rf {_DROP_INS} {CONFIGURATION}; systemctl daemon-reload; systemctl stop buildd")
-        self.run("systemctl reset-failed; systemctl start buildd.socket buildd.service; journalctl --sync")
-        self.run("journalctl --no-pager -n 1 --cursor-file=/run/seen")
+        self.run("systemctl reset-failed; systemctl start buildd.socket buildd.service")
+        self.started_at = self.run("date +%s.%N").out.strip()
+
+    def logged(self, *matches: str, form: str = "cat") -> list[str]:
+        """The journal's lines about buildd.service since the test began; arguments as journalctl(1) takes them."""
+        selected = f"--since=@{self.started_at} -u buildd" if self.started_at else "-u buildd"
+        command = f"journalctl --sync; journalctl {selected} -q --no-pager -o {form} {shlex.join(matches)}"
+        return self.run(command, check=False).out.splitlines()
+
+    def until_logged(self, text: str) -> None:
+        self.until(f"journalctl --since=@{self.started_at} -u buildd -o cat -q | grep -qF {shlex.quote(text)}")
 
     def faults(self, *expected: str) -> list[str]:
         """What the daemon logged as an error since the test began, and no regular expression matches."""
-        self.run("journalctl --sync")
-        lines = self.run(
-            "journalctl --cursor-file=/run/seen --no-pager -o cat -p err _SYSTEMD_UNIT=buildd.service", check=False
-        )
-        return [line for line in lines.out.splitlines() if not any(re.search(pattern, line) for pattern in expected)]
+        lines = self.logged("-p", "err", "_SYSTEMD_UNIT=buildd.service")
+        return [line for line in lines if not any(re.search(pattern, line) for pattern in expected)]
 
     def leftovers(self, *, within: float = RUN_S) -> str:
         """What is left of builds after so many seconds; nothing, as soon as nothing is."""
-        script = f'left() {{ {_LEFTOVERS} }}\nwhile out=$(left); [ -n "$out" ]; do echo "$out"; sleep 0.5; done'
+        script = f'left() ({_LEFTOVERS})\nwhile out=$(left); [ -n "$out" ]; do echo "$out"; sleep 0.5; done'
         result = self.run(script, within=within, check=False)
         return "" if result.status == 0 else result.out[-2000:]
-
-    def journal(self) -> str:
-        """The end of the daemon's log, for people."""
-        return self.run("journalctl -u buildd --no-pager -n 60", check=False).out
 
 
 def copied_in(vm: Guest, repository: object, path: str = "/srv/workspace") -> str:

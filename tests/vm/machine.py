@@ -62,7 +62,7 @@ class Machine:
         """
         self.directory = Path(tempfile.mkdtemp(prefix="buildd-vm-")) if directory is None else directory
         self.agent = Agent(self.directory / "agent.sock")
-        self._console = self.directory / "console.log"
+        self._console, self._complaints = self.directory / "console.log", self.directory / "qemu.log"
         self._qemu: subprocess.Popen[bytes] | None = None
         with images.image(checkout) as image:
             for file in (image.disk, image.kernel, image.initrd):
@@ -90,12 +90,9 @@ class Machine:
         assert not self.is_on, "it is on already"
         deadline = time.monotonic() + within
         # the kernel ends qemu with us, whatever ends us
-        self._qemu = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", *self._command(f"file:{self._console}")],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(self.directory / "qemu.log").open("ab"),
-        )
+        command = ["setpriv", "--pdeathsig=KILL", *self._command(f"file:{self._console}")]
+        with self._complaints.open("ab") as log:
+            self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             self.agent.connect(within=within, alive=self._assert_on)
             state = self.run("systemctl is-system-running --wait", within=deadline - time.monotonic(), check=False)

@@ -46,7 +46,7 @@ def test_systemctl_reload_takes_the_new_configuration_and_keeps_the_process(vm: 
 
     vm.configure("[workers]\nmax_concurrent_builds = 0\n")
     vm.run("systemctl reload buildd")
-    vm.until("journalctl --cursor-file=/run/seen -u buildd --no-pager | grep -q 'the configuration was not reloaded'")
+    vm.until_logged("the configuration was not reloaded")
 
     status = vm.call("daemon.status")
     assert (status["workers"]["total"], status["pid"]) == (7, pid)
@@ -84,8 +84,9 @@ def test_a_daemon_that_stands_still_is_ended_by_the_watchdog_and_started_again(v
     vm.run(f"kill -STOP {pid}")
 
     vm.until_started(after=pid)
-    journal = vm.run("journalctl --cursor-file=/run/seen -u buildd --no-pager").out
+    journal = "\n".join(vm.logged())
     assert "Watchdog timeout" in journal
+    assert "most recent call first" in journal, "it does not say what it was doing"
     assert vm.call("daemon.status")["pid"] == vm.pid
 
 
@@ -143,16 +144,14 @@ def test_entries_of_the_journal_have_priorities_and_say_which_run_and_build(
 ) -> None:
     vm.configure('[daemon]\nlog_level = "debug"\n')
     vm.run("systemctl reload buildd")
-    vm.until("journalctl --cursor-file=/run/seen -u buildd BUILDD_EVENT=configuration -o cat -q | grep -q reloaded")
+    vm.until_logged("configuration result=reloaded")
     repository.package("good", phases={"build": "true"}).package("bad", phases={"build": "exit 3"}).commit()
     view = vm.wait(vm.start(copied_in(vm, repository)))
-    vm.run("journalctl --sync")
 
     def entries(*matches: str) -> list[dict[str, str]]:
-        lines = vm.run(f"journalctl -o json --no-pager -q _SYSTEMD_UNIT=buildd.service {' '.join(matches)}").out
-        return [json.loads(line) for line in lines.splitlines()]
+        return [json.loads(line) for line in vm.logged(*matches, form="json")]
 
-    (ended,) = entries(f"BUILDD_RUN={view.id}", "BUILDD_EVENT='run ended'")
+    (ended,) = entries(f"BUILDD_RUN={view.id}", "BUILDD_EVENT=run ended")
     assert ended["PRIORITY"] == "6"
     assert ended["SYSLOG_IDENTIFIER"] == "buildd"
     assert ended["BUILDD_STATE"] == view.state
