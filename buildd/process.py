@@ -103,7 +103,7 @@ class Process:
         """Wait until the child itself has ended, and reap it. Cancellable; may be called again."""
         while self.exit is None:
             await trio.lowlevel.wait_readable(self._pidfd)
-            self._reap(os.WNOHANG)
+            self.poll()  # who asks meanwhile may have reaped it
         return self.exit
 
     def poll(self) -> Exit | None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from harness import alive
 
 from buildd import process as process_module
-from buildd.process import live_pids, spawn
+from buildd.process import Exit, live_pids, spawn
 
 ENV = {"PATH": os.defpath}
 LIMIT_S = 20.0
@@ -225,3 +226,20 @@ async def test_many_children_at_once_are_all_waited_for() -> None:
             for number in range(60):
                 nursery.start_soon(one, number)
     assert sorted(statuses) == list(range(60))
+
+
+@pytest.mark.trio
+async def test_who_waits_hears_of_the_end_also_when_somebody_else_has_seen_it_first() -> None:
+    exits: list[Exit] = []
+    with spawn(["sleep", "60"], env=ENV) as process, trio.fail_after(10):
+
+        async def wait() -> None:
+            exits.append(await process.wait())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            process.kill()
+            while process.poll() is None:
+                pass  # no other task has its turn meanwhile
+    assert [exit.status for exit in exits] == [-signal.SIGKILL]
