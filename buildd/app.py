@@ -173,7 +173,6 @@ class Daemon:
             logs=Logs(state_dir / "logs"),
             work=WorkDirectories(Path(config.daemon.work_dir)),
             threads=trio.CapacityLimiter(_BUILD_THREADS),
-            spawn_turn=trio.Lock(),
             cgroups=groups,
             instance=instance,
         )
@@ -210,7 +209,7 @@ class Daemon:
             journal=journal,
             logs=tools.logs,
         )
-        warden = _start_warden(tools.instance) if sandbox.name == "plain" else None
+        warden = await _start_warden(tools.instance) if sandbox.name == "plain" else None
         try:
             async with trio.open_nursery() as transfers:
                 await transfers.start(clones.run)
@@ -474,11 +473,11 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _start_warden(instance: str) -> Process:
+async def _start_warden(instance: str) -> Process:
     """The warden's life line is a pipe that only this process holds open."""
     reader, writer = os.pipe()
     try:
-        return spawn(warden_argv(instance), env={}, stdin=reader, stderr=sys.stderr.fileno())
+        return await spawn(warden_argv(instance), env={}, stdin=reader, stderr=sys.stderr.fileno())
     finally:
         os.close(reader)
         del writer  # stays open for as long as this process lives: its end is the signal

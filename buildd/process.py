@@ -1,8 +1,7 @@
 """The one door to child processes.
 
-Children are started from the main thread: PR_SET_PDEATHSIG (bwrap --die-with-parent) is tied to the thread
-that forked, and a worker thread that idles away would take the child with it. Each child leads a session of
-its own and is waited for through a pidfd, so its pid cannot be reused while we hold it.
+Each child leads a session of its own and is waited for through a pidfd, so its pid cannot be reused while we hold it.
+How it is started is in `buildd.launch`.
 
 Invariant: a `Process` is reaped exactly once, and no signal is sent after that.
 """
@@ -13,9 +12,8 @@ import contextlib
 import os
 import select
 import signal
-import subprocess
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -23,20 +21,24 @@ import trio
 
 from buildd import shortage
 from buildd.errors import is_shortage
+from buildd.launch import Launch, Launcher
 
 _live: set[int] = set()
+_launcher = Launcher()
 _KILL_LIMIT_S = 1.0
 _RSS_MARGIN = 4 << 20  # the kernel's counters lag behind by some pages for each thread
 
 
-def children(pid: int) -> list[int]:
-    """Direct children of a process, of all its threads; empty when it is gone."""
+def children(pid: int, *, but_of: int | None = None) -> list[int]:
+    """Direct children of a process, of all its threads but one; empty when it is gone."""
     found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return found
     for thread in threads:
+        if thread == str(but_of):
+            continue
         try:
             with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
                 found.extend(map(int, file.read().split()))
@@ -77,12 +79,18 @@ class Exit:
 class Process:
     """A running child; made by `spawn`. Use as a context manager: leaving kills and reaps it."""
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self.pid = popen.pid
-        self._popen = popen
-        _live.add(popen.pid)
-        self._own_peak = _own_peak_bytes()
-        self._pidfd = os.pidfd_open(popen.pid)
+    def __init__(self, pid: int) -> None:
+        """Takes over a child that was just started; when that fails, it is killed and reaped. Raises OSError."""
+        self.pid = pid
+        _live.add(pid)
+        try:
+            self._own_peak = _own_peak_bytes()
+            self._pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            _live.discard(pid)
+            raise
         self.exit: Exit | None = None
 
     def __enter__(self) -> Process:
@@ -90,14 +98,6 @@ class Process:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    @property
-    def stdin(self) -> IO[bytes] | None:
-        return self._popen.stdin
-
-    @property
-    def stdout(self) -> IO[bytes] | None:
-        return self._popen.stdout
 
     async def wait(self) -> Exit:
         """Wait until the child itself has ended, and reap it. Cancellable; may be called again."""
@@ -133,10 +133,6 @@ class Process:
         if self.exit is None:
             with contextlib.suppress(RuntimeError):  # no thread can be had: what is stuck stays with us
                 threading.Thread(target=self._reap, args=(0,), name=f"reap-{self.pid}", daemon=True).start()
-        for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -147,87 +143,56 @@ class Process:
             return
         _live.discard(self.pid)
         status = os.waitstatus_to_exitcode(wait_status)
-        self._popen.returncode = status  # tells Popen that nothing is left to wait for
         largest = usage.ru_maxrss * 1024
         self.exit = Exit(
             status, usage.ru_utime + usage.ru_stime, largest if largest > self._own_peak + _RSS_MARGIN else 0
         )
 
 
-def spawn(
+async def spawn(
     argv: Sequence[str],
     *,
     env: Mapping[str, str],
     cwd: str | os.PathLike[str] = "/",
-    stdin: int | IO[bytes] = subprocess.DEVNULL,
-    stdout: int | IO[bytes] = subprocess.DEVNULL,
-    stderr: int | IO[bytes] = subprocess.DEVNULL,
-    pass_fds: Sequence[int] = (),
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
     processors: Collection[int] | None = None,
     nice: int = 0,
 ) -> Process:
-    """Start `argv` in a session of its own, with exactly `env` and no descriptors but 0-2 and `pass_fds`.
+    """Start `argv` in a session of its own, with exactly `env` and no descriptors but 0-2, /dev/null unless given.
 
-    It runs on `processors` alone, if they are named, and with a niceness of at least `nice`.
-    Raises OSError (no such program, EAGAIN, EMFILE, ENOMEM) with nothing left behind.
+    It runs on `processors` alone, if they are named, and with a niceness of at least `nice`. Returns when it has
+    executed its program; until then others have their turn. Raises OSError (no such program, EAGAIN, EMFILE, ENOMEM)
+    with nothing left behind.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("processes are spawned from the main thread only: PDEATHSIG follows the thread")
+    started: list[Process] = []
+    launch = Launch(
+        argv=argv,
+        env=env,
+        cwd=os.fspath(cwd),
+        streams=(_descriptor(stdin), _descriptor(stdout), _descriptor(stderr)),
+        processors=processors,
+        nice=nice,
+    )
     try:
-        with _bound_to(processors):
-            process = _start(argv, dict(env), cwd, stdin, stdout, stderr, pass_fds, nice)
+        await _launcher.start(launch, lambda pid: started.append(Process(pid)))
     except OSError as error:
         if is_shortage(error):
             shortage.note("processes", f"no process can be started ({error.strerror})")
         raise
     shortage.clear("processes")
-    return process
+    return started[0]
 
 
-def _start(
-    argv: Sequence[str],
-    env: dict[str, str],
-    cwd: str | os.PathLike[str],
-    stdin: int | IO[bytes],
-    stdout: int | IO[bytes],
-    stderr: int | IO[bytes],
-    pass_fds: Sequence[int],
-    nice: int,
-) -> Process:
-    popen = subprocess.Popen(
-        argv,
-        env=env,
-        cwd=cwd,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        pass_fds=pass_fds,
-        start_new_session=True,
-    )
-    try:
-        if nice > 0:
-            os.setpriority(os.PRIO_PGRP, popen.pid, nice)  # with what it may have started by now
-        return Process(popen)
-    except OSError:
-        popen.kill()
-        popen.wait()
-        _live.discard(popen.pid)
-        raise
+def _descriptor(stream: int | IO[bytes] | None) -> int | None:
+    return stream if stream is None or isinstance(stream, int) else stream.fileno()
 
 
-@contextlib.contextmanager
-def _bound_to(processors: Collection[int] | None) -> Iterator[None]:
-    """Have this thread, and so the child that it makes, run on these processors for a moment."""
-    if processors is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, processors)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+def launcher_thread_id() -> int | None:
+    """The thread that starts our children: /proc lists them as its own. None while it has not started one."""
+    return _launcher.thread_id
 
 
-Spawner = Callable[..., Process]
+Spawner = Callable[..., Awaitable[Process]]
 """The type of `spawn`, for what takes it as an argument."""

@@ -37,12 +37,13 @@ FLOORS = [  # from top to bottom
         "shortage",
         "descriptors",
         "journald",
+        "launch",
     },
 ]
 DOORS = {
     "zmq": "buildd/control/socket.py",
     "sqlite3": "buildd/store/sqlite.py",
-    "subprocess": "buildd/process.py",
+    "subprocess": None,
     "multiprocessing": None,
     "asyncio": None,
 }

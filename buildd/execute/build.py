@@ -98,8 +98,6 @@ class BuildTools(Struct, frozen=True, kw_only=True):
     work: WorkDirectories
     threads: trio.CapacityLimiter
     """Bounds the worker threads of all builds together."""
-    spawn_turn: trio.Lock
-    """Held while a process is started: between two, other tasks have their turn."""
     cgroups: Cgroups | None
     """None where there is no cgroup to divide: limits are watched by sampling."""
     instance: str
@@ -500,7 +498,6 @@ class _Builder:
             build=self._spec.id,
             sandbox=self._tools.sandbox,
             spawner=self._tools.spawner,
-            spawn_turn=self._tools.spawn_turn,
             disk_turn=self._tools.disk_turn,
             work=self._work,
             prefix=prefix,

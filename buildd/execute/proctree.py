@@ -21,7 +21,7 @@ from typing import NamedTuple
 import trio
 
 from buildd.errors import is_shortage
-from buildd.process import children as children, live_pids
+from buildd.process import children as children, launcher_thread_id, live_pids
 
 COOKIE = "BUILDD_BUILD"
 _PROC = Path("/proc")
@@ -109,9 +109,13 @@ def become_subreaper() -> None:
 
 
 def adopted() -> list[int]:
-    """Our children that we did not spawn: orphans handed to a subreaper."""
-    known = live_pids()
-    return [pid for pid in children(os.getpid()) if pid not in known]
+    """Our children that we did not spawn: orphans handed to a subreaper.
+
+    The kernel hands them to the process's first thread, and those that we start, and may not know of yet, are
+    children of the thread that starts them.
+    """
+    known, launcher = live_pids(), launcher_thread_id()
+    return [pid for pid in children(os.getpid(), but_of=launcher) if pid not in known]
 
 
 def reap_adopted() -> None:

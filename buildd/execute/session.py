@@ -91,7 +91,6 @@ async def run_session(
     build: str,
     sandbox: Sandbox,
     spawner: Spawner,
-    spawn_turn: trio.Lock,
     disk_turn: trio.CapacityLimiter,
     work: Path,
     prefix: Path | None,
@@ -126,16 +125,15 @@ async def run_session(
     processors = _processors(limits.cpu) if group is None or "cpu" not in group.controllers else None
     with _pipe() as reports, closing(OutputPump(log_file, limits.log)) as output:
         try:
-            async with spawn_turn:
-                process = spawner(
-                    argv,
-                    env=env,
-                    stdin=reports.writer,
-                    stdout=output.writer,
-                    stderr=output.writer,
-                    processors=processors,
-                    nice=nice,
-                )
+            process = await spawner(
+                argv,
+                env=env,
+                stdin=reports.writer,
+                stdout=output.writer,
+                stderr=output.writer,
+                processors=processors,
+                nice=nice,
+            )
         except OSError as error:
             raise BuildFailure(
                 "sandbox_failed",

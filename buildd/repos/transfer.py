@@ -95,7 +95,7 @@ async def _run(
     report: Callable[[Progress], None],
 ) -> Done:
     idle.deadline = trio.current_time() + idle_timeout_s
-    process, replies = _start(request, spawner, environ)
+    process, replies = await _start(request, spawner, environ)
     last: Reply | None = None
     words: list[str] = []
     with process:
@@ -128,7 +128,7 @@ async def _run(
     raise CloneFailed("other", f"the {request.operation} worker ended without a result (status {status}){said}")
 
 
-def _start(request: Request, spawner: Spawner, environ: Mapping[str, str]) -> tuple[Process, int]:
+async def _start(request: Request, spawner: Spawner, environ: Mapping[str, str]) -> tuple[Process, int]:
     """The worker with its request in its stdin, and the reading end of its replies."""
     ends: list[int] = []
     try:
@@ -138,7 +138,7 @@ def _start(request: Request, spawner: Spawner, environ: Mapping[str, str]) -> tu
         ends += [stdin_read, stdin_write]
         # At most a few KiB, less than a pipe holds: this cannot block.
         os.write(stdin_write, msgspec.json.encode(request))
-        process = spawner(worker_argv(), env=environ, stdin=stdin_read, stdout=out_write, stderr=out_write)
+        process = await spawner(worker_argv(), env=environ, stdin=stdin_read, stdout=out_write, stderr=out_write)
     except OSError as error:
         raise CloneFailed(
             "other",

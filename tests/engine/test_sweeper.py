@@ -143,7 +143,7 @@ async def test_what_is_on_its_way_out_between_two_sweeps_is_left_alone(tmp_path:
 
 
 async def test_directories_with_other_names_and_processes_of_other_daemons_are_left_alone(tmp_path: Path) -> None:
-    with spawn(["/bin/sleep", "100"], env={COOKIE: str(uuid.uuid4()), DAEMON_COOKIE: "0123-4567"}) as other:
+    with await spawn(["/bin/sleep", "100"], env={COOKIE: str(uuid.uuid4()), DAEMON_COOKIE: "0123-4567"}) as other:
         async with a_site(tmp_path) as site:
             (site.work / "notes").mkdir()
             for _ in range(3):

@@ -97,7 +97,6 @@ class Box:
                 build=self.build,
                 sandbox=sandbox or self.sandbox,
                 spawner=spawner,
-                spawn_turn=trio.Lock(),
                 disk_turn=trio.CapacityLimiter(1),
                 work=self.work,
                 prefix=prefix,

@@ -58,7 +58,6 @@ class Site:
             logs=Logs(state / "logs"),
             work=WorkDirectories(Path(self.config.daemon.work_dir)),
             threads=trio.CapacityLimiter(3),
-            spawn_turn=trio.Lock(),
             cgroups=None,
             instance="test",
         )
@@ -70,8 +69,8 @@ class Site:
         self.left: list[str] = []
         """Work directories that were there when the last build had its outcome, and its scope was still open."""
 
-    def _spawn(self, *arguments: Any, **keywords: Any) -> Process:
-        return self.spawner(*arguments, **keywords)
+    async def _spawn(self, *arguments: Any, **keywords: Any) -> Process:
+        return await self.spawner(*arguments, **keywords)
 
     async def build(
         self,

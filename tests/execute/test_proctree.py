@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def cookie() -> Iterator[str]:
     assert with_cookie(lambda found: found == value) == []
 
 
-def tree(script: str, cookie: str) -> Process:
-    return spawn(["/bin/sh", "-c", script], env={"PATH": os.defpath, COOKIE: cookie})
+async def tree(script: str, cookie: str) -> Process:
+    return await spawn(["/bin/sh", "-c", script], env={"PATH": os.defpath, COOKIE: cookie})
 
 
 def of(cookie: str) -> list[int]:
@@ -41,7 +42,7 @@ def of(cookie: str) -> list[int]:
 
 @pytest.mark.trio
 async def test_descendants_are_found_parents_first(cookie: str) -> None:
-    with tree("sh -c 'sleep 1000 & sleep 1000 & wait' & wait", cookie) as process:
+    with await tree("sh -c 'sleep 1000 & sleep 1000 & wait' & wait", cookie) as process:
         until(lambda: len(descendants(process.pid)) == 3, "the tree has grown")
         found = descendants(process.pid)
         (middle,) = children(process.pid)
@@ -74,7 +75,7 @@ def test_a_zombie_is_not_alive() -> None:
 
 @pytest.mark.trio
 async def test_the_cookie_survives_new_sessions_and_double_forks(cookie: str) -> None:
-    with tree("setsid sh -c 'sleep 1000 & exec sleep 1000' >/dev/null 2>&1 & exit 0", cookie) as process:
+    with await tree("setsid sh -c 'sleep 1000 & exec sleep 1000' >/dev/null 2>&1 & exit 0", cookie) as process:
         await process.wait()
         until(lambda: len(of(cookie)) == 2, "both have come loose")
         assert descendants(process.pid) == []
@@ -82,9 +83,10 @@ async def test_the_cookie_survives_new_sessions_and_double_forks(cookie: str) ->
         assert await kill_until_gone(lambda: of(cookie), within=5) == []
 
 
-def test_only_the_whole_name_of_a_variable_counts(cookie: str) -> None:
+@pytest.mark.trio
+async def test_only_the_whole_name_of_a_variable_counts(cookie: str) -> None:
     env = {"PATH": os.defpath, f"X{COOKIE}": cookie, f"{COOKIE}X": cookie}
-    with spawn(["sleep", "1000"], env=env) as process:
+    with await spawn(["sleep", "1000"], env=env) as process:
         assert cookie_of(process.pid) is None
         assert of(cookie) == []
 
@@ -96,7 +98,7 @@ def test_we_ourselves_never_match() -> None:
 @pytest.mark.trio
 async def test_what_forks_faster_than_it_is_looked_at_is_ended_all_the_same(cookie: str) -> None:
     script = "n=0; while [ $n -lt 3000 ]; do n=$((n+1)); setsid sleep 1000 & sleep 0.001; done"
-    with tree(script, cookie) as process:
+    with await tree(script, cookie) as process:
         until(lambda: len(of(cookie)) > 5, "it forks")
         with trio.fail_after(LIMIT_S):
             assert await kill_until_gone(lambda: of(cookie), within=10) == []
@@ -107,53 +109,48 @@ async def test_what_forks_faster_than_it_is_looked_at_is_ended_all_the_same(cook
 async def test_who_survives_is_named_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proctree, "signal_all", lambda pids, number: None)  # as if it were stuck in the kernel
     monkeypatch.setattr(proctree, "_kill_groups", lambda pids: None)
-    with spawn(["sleep", "1000"], env={"PATH": os.defpath}) as process:
+    with await spawn(["sleep", "1000"], env={"PATH": os.defpath}) as process:
         with trio.fail_after(LIMIT_S):
             assert await kill_until_gone(lambda: [process.pid], within=0.05) == [process.pid]
 
 
 @pytest.mark.trio
-async def test_the_memory_of_each_process_is_told(cookie: str) -> None:
-    program = "import sys; b = bytearray(50_000_000); print(flush=True); sys.stdin.read()"
-    children_ = [
-        spawn(
-            [sys.executable, "-S", "-c", program],
-            env={COOKIE: cookie},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]
-    try:
-        for child in children_:
-            assert child.stdout is not None
-            child.stdout.readline()
-        found = proctree.uses([child.pid for child in children_])
+async def test_the_memory_of_each_process_is_told(cookie: str, tmp_path: Path) -> None:
+    program = f"import sys, time; b = bytearray(50_000_000); open('{tmp_path}/' + sys.argv[1], 'x'); time.sleep(1000)"
+    with ExitStack() as held:
+        pids = []
+        for name in ("one", "two"):
+            child = await spawn([sys.executable, "-S", "-c", program, name], env={COOKIE: cookie})
+            pids.append(held.enter_context(child).pid)
+        until(lambda: len(list(tmp_path.iterdir())) == 2, "both have their memory")
+        found = proctree.uses(pids)
         assert len(found) == 2
         assert all(50_000_000 < use.resident_bytes < 100_000_000 for use in found)
         assert all(use.threads == 1 and 0 <= use.cpu_s < 10 for use in found)
-    finally:
-        for child in children_:
-            child.close()
 
 
 _SUBREAPER = """
-import os, subprocess, sys, time
-from buildd.execute.proctree import become_subreaper, children, reap_adopted
+import os, time, trio
+from buildd.execute.proctree import adopted, become_subreaper, children, reap_adopted
 from buildd.process import spawn
-become_subreaper()
-orphan = "sh -c 'sleep 0.1 & exec sleep 0.05' & exit 0"
-ours = spawn(["/bin/sh", "-c", orphan], env={"PATH": os.defpath})
-os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
-deadline = time.monotonic() + 10
-seen = set()
-while set(children(os.getpid())) != {ours.pid} and time.monotonic() < deadline:
-    seen |= set(children(os.getpid()))
-    reap_adopted()
-    time.sleep(0.005)
-assert set(children(os.getpid())) == {ours.pid}, "orphans are reaped"
-assert len(seen) >= 2, "there were orphans"
-assert ours.poll().status == 0, "ours is left to its owner"
+
+async def main():
+    become_subreaper()
+    orphan = "sh -c 'sleep 0.1 & exec sleep 0.05' & exit 0"
+    ours = await spawn(["/bin/sh", "-c", orphan], env={"PATH": os.defpath})
+    os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
+    deadline = time.monotonic() + 10
+    seen = set()
+    while set(children(os.getpid())) != {ours.pid} and time.monotonic() < deadline:
+        seen |= set(adopted())
+        reap_adopted()
+        time.sleep(0.005)
+    assert set(children(os.getpid())) == {ours.pid}, "orphans are reaped"
+    assert len(seen) >= 2, "there were orphans"
+    assert ours.pid not in seen
+    assert ours.poll().status == 0, "ours is left to its owner"
+
+trio.run(main)
 """
 
 
@@ -194,7 +191,7 @@ async def test_nobody_is_taken_for_gone_while_no_file_can_be_opened_to_look(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
         return real(path, *arguments, **keys)
 
-    with tree("sleep 60", cookie) as process, trio.fail_after(LIMIT_S):
+    with await tree("sleep 60", cookie) as process, trio.fail_after(LIMIT_S):
         monkeypatch.setattr("builtins.open", refuse)
         with pytest.raises(OSError, match="Too many open files"):
             alive(process.pid)

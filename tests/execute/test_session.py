@@ -56,8 +56,8 @@ class Driver:
 
     process: Process | None = None
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Process:
-        self.process = spawn(*arguments, **keywords)
+    async def __call__(self, *arguments: Any, **keywords: Any) -> Process:
+        self.process = await spawn(*arguments, **keywords)
         return self.process
 
     @property

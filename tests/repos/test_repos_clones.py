@@ -43,8 +43,8 @@ class House:
     def _emit(self, kind: str, url: str, data: dict[str, object]) -> None:
         self.events.append((kind, url, data))
 
-    def _spawn(self, *args: object, **kwargs: object) -> Process:
-        process = spawn(*args, **kwargs)  # type: ignore[arg-type]
+    async def _spawn(self, *args: object, **kwargs: object) -> Process:
+        process = await spawn(*args, **kwargs)  # type: ignore[arg-type]
         self.spawned.append(process)
         return process
 

@@ -62,7 +62,7 @@ async def probe(sandbox: BwrapSandbox, work_dir: Path) -> str | None:
         with tempfile.TemporaryFile() as output:
             argv = sandbox.argv(["/bin/sh", "-c", "true"], work=work, prefix=None, network=False)
             try:
-                process = spawn(argv, env={"PATH": os.defpath}, stdout=output, stderr=output)
+                process = await spawn(argv, env={"PATH": os.defpath}, stdout=output, stderr=output)
             except OSError as error:
                 return f"cannot start {argv[0]}: {error.strerror}"
             with process, trio.move_on_after(_PROBE_LIMIT_S):
