@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from harness import Daemon, RecipeRepository, RpcError, named
 
+from buildd.model import Resources
+
 STAGE = 'mkdir -p "$DESTDIR$PREFIX/share" && echo {0} > "$DESTDIR$PREFIX/share/{0}"'
 
 
@@ -226,7 +228,7 @@ def test_start_wait_json_prints_the_run_as_documented(daemon: Daemon, repository
         shown
     )
     assert shown["log_bytes"] == package["log_bytes"] == len(daemon.build_log(shown["id"]).encode())
-    assert set(shown["resources"]) == {"cpu_s", "max_rss_bytes"}
+    assert set(shown["resources"]) == set(Resources.__struct_fields__)
 
 
 def test_a_log_is_complete_followed_live_and_readable_from_any_offset(

@@ -21,6 +21,8 @@ from harness import BACKENDS, RecipeRepository, alive, named, unbooted, until
 
 from buildd.cgroups import Cgroup, own_group, take_over
 
+HIDE = """env -i setsid sh -c 'trap "" TERM; echo hidden; sleep 1000' &"""
+"""A process without the cookie, in a session of its own, and with its own word that it has come so far."""
 ENTER = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 
 
@@ -69,8 +71,7 @@ def in_group(group: Path, program: str) -> str:
 def test_a_build_has_a_cgroup_that_holds_all_of_it_and_goes_with_it(
     group: Path, repository: RecipeRepository, backend: str
 ) -> None:
-    hide = "env -i setsid sh -c 'trap \"\" TERM; sleep 1000' >/dev/null 2>&1 &"
-    repository.package("hider", phases={"build": f"{hide}\necho hidden; sleep 1000"}, limits={"timeout": "3s"})
+    repository.package("hider", phases={"build": f"{HIDE} sleep 1000"}, limits={"timeout": "3s"})
     repository.commit()
     with unbooted(backend=backend) as daemon:
         daemon.boot("sh", "-c", ENTER, str(group))
@@ -80,7 +81,7 @@ def test_a_build_has_a_cgroup_that_holds_all_of_it_and_goes_with_it(
         assert len(inside) >= 4
         assert str(daemon.pid) in (group / "daemon/cgroup.procs").read_text().split()
         assert named(daemon.wait(run), "hider").reason == "timeout"
-        assert not [pid for pid in inside if alive(pid)]
+        until(lambda: not [pid for pid in inside if alive(pid)], "nobody of the build is left")
         until(lambda: not list(group.glob("build-*")), "the cgroup of the build is gone")
         assert daemon.terminate() == 0
 
@@ -88,11 +89,10 @@ def test_a_build_has_a_cgroup_that_holds_all_of_it_and_goes_with_it(
 def test_what_a_killed_daemon_leaves_in_cgroups_goes_at_the_next_start(
     group: Path, repository: RecipeRepository
 ) -> None:
-    hide = "env -i setsid sh -c 'sleep 1000' >/dev/null 2>&1 &"
-    repository.package("a", phases={"build": f"{hide}\necho on; sleep 1000"}).commit()
+    repository.package("a", phases={"build": f"{HIDE} sleep 1000"}).commit()
     with unbooted(backend="plain") as daemon:
         daemon.boot("sh", "-c", ENTER, str(group))
-        (package,) = daemon.until_running(daemon.start(repository), 1, saying="on")
+        (package,) = daemon.until_running(daemon.start(repository), 1, saying="hidden")
         before = group / f"build-{package.build_id}"
         daemon.kill9()
         left = [int(pid) for pid in (before / "cgroup.procs").read_text().split()]

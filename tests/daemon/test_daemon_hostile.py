@@ -22,11 +22,11 @@ def hostile(request: pytest.FixtureRequest) -> Iterator[Daemon]:
 TOO_MANY: tuple[dict[str, object], str, str] = ({"pids": 200}, "pids_limit", "limits.pids")
 ATTACKS: dict[str, tuple[str, dict[str, object], str, str]] = {
     # name: what it does, its limits, the reason it ends for, and the key that the message names
-    # bounded, should the daemon fail: 4,096 processes
-    "fork-bomb": ("b() { [ $1 = 0 ] || { b $(($1-1)) & b $(($1-1)) & }; sleep 99; }; b 11", *TOO_MANY),
+    # bounded, should the daemon fail: 1,023 processes
+    "fork-bomb": ("b() { [ $1 = 0 ] || { b $(($1-1)) & b $(($1-1)) & }; sleep 99; }; b 9", *TOO_MANY),
     "threads": (
         "python3 -c 'from threading import *; from time import sleep\n"
-        "while active_count() < 4000: Thread(target=sleep, args=(99,)).start()'",
+        "while active_count() < 1000: Thread(target=sleep, args=(99,)).start()'",
         *TOO_MANY,
     ),
     "memory-bomb": (

@@ -35,6 +35,8 @@ class House:
         self.events: list[Event] = []
         self.settings = msgspec.convert({"schemes": SCHEMES, **settings}, CloneSettings)
         self.spawned: list[Process] = []
+        self.commands: list[object] = []
+        """What was started, and with which environment."""
         self.clones = self.make()
 
     def make(self) -> Clones:
@@ -46,6 +48,7 @@ class House:
     async def _spawn(self, *args: object, **kwargs: object) -> Process:
         process = await spawn(*args, **kwargs)  # type: ignore[arg-type]
         self.spawned.append(process)
+        self.commands.append((args, kwargs))
         return process
 
     def kinds(self) -> list[str]:
