@@ -273,8 +273,11 @@ class ArtifactStore:
     def set_aside(self, output: str) -> Path | None:
         """Take a damaged artifact out of use; where it is kept for people to look at.
 
-        None when it is gone already, when a sound one has come in its place, or when there was no room to keep it.
+        None when it is gone already or just going, when a sound one has come in its place, or when there was no room
+        to keep it.
         """
+        if self.holds.is_withdrawn(output):  # whoever looked for it did not find it, and knows no more than that
+            return None
         if self.exists(output) and self._soundness.unchanged(output, self.tree(output)):
             return None
         self._soundness.forget(output)

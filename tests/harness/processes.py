@@ -80,7 +80,7 @@ def kill_all(pids: Iterable[int]) -> None:
 
 
 def killed_before(event: str, act: Callable[[], object], *, nth: int = 1) -> None:
-    """Do something in a process of its own that dies, as by `kill -9`, at the `nth` of the audit events `event`."""
+    """Do something in a process of its own that dies, as by `kill -9`, at the `nth` audit event of Python's."""
     seen = itertools.count(1)
 
     def die(name: str, _: tuple[object, ...]) -> None:

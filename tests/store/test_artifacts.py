@@ -591,6 +591,16 @@ def test_an_artifact_is_withdrawn_and_then_removed(store: ArtifactStore, tmp_pat
     assert store.exists(output)
 
 
+def test_an_artifact_that_is_just_being_removed_is_not_taken_for_damaged(store: ArtifactStore, tmp_path: Path) -> None:
+    output = add(store, staged(tmp_path / "dest", FILES)).output_id
+    gc.collect()
+    assert store.holds.withdraw(output)
+    assert not store.verify_on_use(output)
+    assert store.set_aside(output) is None
+    assert store.damaged.kept() == []
+    assert store.remove_withdrawn(output)
+
+
 def test_an_artifact_is_held_as_long_as_its_maker_has_the_manifest(store: ArtifactStore, tmp_path: Path) -> None:
     first = add(store, staged(tmp_path / "one", FILES))
     second = add(store, staged(tmp_path / "two", FILES))
