@@ -27,7 +27,7 @@ for pid in $(cat $(find $group -name cgroup.procs) /dev/null; pgrep -u buildd); 
 done
 find $group -mindepth 1 -type d -name 'build-*'
 cd /var/lib/buildd
-find work prefixes -mindepth 1 -maxdepth 1
+find work prefixes -mindepth 1 -maxdepth 1 ! -name '.spare-*'
 find artifacts -name '.*.tmp'
 find /var/cache/buildd/repos/.incoming -mindepth 1 -maxdepth 1
 sqlite3 -readonly buildd.db "SELECT 'running: ' || package || ' ' || id FROM builds WHERE state = 'running'"

@@ -11,7 +11,7 @@ from harness import RecipeRepository, named
 from vm.guest import Guest, copied_in
 from vm.image import NOBODY_SPECIAL, SOMEBODY
 
-SLOW_START = "[Service]\nExecStartPre=/bin/sleep 10\n"
+SLOW_START = "[Service]\nExecStartPre=/bin/sleep 5\n"
 
 
 def test_it_is_up_after_the_boot_and_says_how_builds_run(vm: Guest) -> None:
@@ -54,7 +54,7 @@ def test_systemctl_reload_takes_the_new_configuration_and_keeps_the_process(vm: 
     assert vm.unit("StatusText") == "ready, builds run in bwrap"
 
 
-@pytest.mark.logs("the configuration|max_concurrent_builds")
+@pytest.mark.logs("max_concurrent_builds", "it must be at least 1")
 def test_it_fails_to_start_with_the_reason_as_an_error_in_the_journal(vm: Guest) -> None:
     vm.run("systemctl stop buildd.socket buildd.service")
     vm.configure("[workers]\nmax_concurrent_builds = 0\n")
@@ -96,7 +96,7 @@ def test_who_connects_while_it_restarts_gets_the_answer_of_the_next_daemon(vm: G
     vm.run("systemctl restart --no-block buildd")
     vm.until('[ "$(systemctl show -P SubState buildd)" = start-pre ]')
 
-    answer = json.loads(vm.buildctl("status", "--json", user=NOBODY_SPECIAL).out)
+    answer = json.loads(vm.buildctl("status", "--json", "--timeout", "100s", user=NOBODY_SPECIAL).out)
 
     assert answer["pid"] == vm.pid != before
 
