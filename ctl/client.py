@@ -67,8 +67,11 @@ class Client:
 
     # --- requests -------------------------------------------------------------------------------------
 
-    def send(self, method: str, params: object = None) -> int:
-        """Send a request and return its id; `receive` or `take` gives the answer."""
+    def send(self, method: str, params: object = None, within: float = QUICK_S) -> int:
+        """Send a request and return its id; `receive` or `take` gives the answer.
+
+        Raises Gone, and another CtlError when the daemon does not take it `within` so many seconds.
+        """
         self._last_id += 1
         request = {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": plain(params or {})}
         try:
@@ -78,11 +81,11 @@ class Client:
         if len(body) > 1 << 16:
             _check_size(method, len(body))
         try:
-            sent = self._wire.send(body, QUICK_S)
+            sent = self._wire.send(body, within)
         except Closed:
             raise Gone(self.path) from None
         if not sent:
-            raise self.no_answer(method, QUICK_S)
+            raise self.no_answer(method, within)
         self._waiting.add(self._last_id)
         return self._last_id
 

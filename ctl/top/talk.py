@@ -31,6 +31,8 @@ from ctl.top.scene import Row, Scene
 LOOK = ("daemon.resources", "daemon.status")
 LATE_S = 3.0
 """Age from which an unanswered look is worth a word."""
+TAKEN_S = 1.0
+"""How long the daemon has for taking a question: so long no key is heard."""
 REDIAL_S = 0.5
 """Between two attempts to reach a daemon that went away."""
 TICK_S = 1.0
@@ -75,7 +77,7 @@ class Talk:
     def attend(self, *, held: bool, lines: bool) -> None:
         """Take what the daemon has said and ask what is due; nothing while the picture is `held`."""
         if self._gone_since is not None:
-            self._call_again()
+            self._call_again(held=held)
             return
         try:
             while (request := self._client.first_of(self._asked, 0.0)) is not None:
@@ -86,9 +88,7 @@ class Talk:
             if not held and not self._looking() and time.monotonic() >= self._next_look:
                 self._look()
         except Gone:
-            self._gone_since = time.monotonic()
-            self._asked.clear()
-            self._status = self._resources = None
+            self._went_away()
 
     def begin(self) -> None:
         """Ask what the first look has left open."""
@@ -112,26 +112,30 @@ class Talk:
 
     # --- asking -----------------------------------------------------------------------------------------
 
-    def _ask(self, method: str, params: Params, result: type[T], take: Callable[[T], None], run: str = "") -> None:
+    def _ask(self, method: str, params: Params, result: type[T], take: Callable[[T], None], run: str = "") -> bool:
+        """Ask for something that `take` gets; whether the daemon was there for it."""
+
         def answered(request: int) -> None:
             take(self._client.take(request, result, method))
 
         try:
-            request = self._client.send(method, params)
-        except CtlError as error:
-            self._say(error.message)
-            return
+            request = self._client.send(method, params, TAKEN_S)
+        except CtlError:  # it is gone, or takes nothing, as when it is only about to begin
+            self._went_away()
+            return False
         self._asked[request] = _Question(method, answered, run, time.monotonic())
+        return True
 
     def _looking(self) -> bool:
         """Whether a look is not answered yet."""
         return any(question.method in LOOK for question in self._asked.values())
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
         self._next_look = time.monotonic() + self._interval
         params = ResourcesParams(samples=self._scene.samples_wanted(time.time()))
-        self._ask("daemon.resources", params, ResourcesResult, self._got_resources)
-        self._ask("daemon.status", Empty(), DaemonStatus, self._got_status)
+        return self._ask("daemon.resources", params, ResourcesResult, self._got_resources) and self._ask(
+            "daemon.status", Empty(), DaemonStatus, self._got_status
+        )
 
     def _ask_for_runs(self) -> None:
         """Numbers of runs that are new, or last lines of all of them."""
@@ -141,14 +145,18 @@ class Talk:
                 params = RunStatusParams(run=run, live=self._lines, packages=self._lines, states=("running",))
                 self._ask("run.status", params, RunView, self._scene.take_run, run)
 
-    def _call_again(self) -> None:
+    def _went_away(self) -> None:
+        self._gone_since = self._gone_since or time.monotonic()
+        self._asked.clear()
+        self._status = self._resources = None
+
+    def _call_again(self, *, held: bool) -> None:
         now = time.monotonic()
         if now < self._next_call:
             return
         self._next_call = now + REDIAL_S
-        if self._client.reopen(0.0):
+        if self._client.reopen(0.0) and (held or self._look()):
             self._gone_since = None
-            self._next_look = now
 
     # --- hearing ----------------------------------------------------------------------------------------
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
-
-import msgspec
 
 from buildd.protocol import DaemonStatus, Empty, ResourcesParams, ResourcesResult, RunStatusParams, RunView
 from ctl.client import Client, connect
@@ -87,7 +86,7 @@ def _print_json(client: Client, *, indent: bool) -> None:
     if indent:
         say_json(value)
     else:
-        sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+        say(json.dumps(value))
 
 
 class _Paper:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -306,6 +307,24 @@ def test_a_daemon_that_goes_away_and_comes_back_is_shown_and_survived(busy: Peer
     terminal.press("q")
     assert terminal.exit_status() == 0
     restored(terminal)
+
+
+def test_a_socket_that_waits_for_its_daemon_does_not_make_the_keys_deaf(
+    busy: Peer, top: Start, environment: dict[str, str]
+) -> None:
+    terminal = top("--interval", "300ms")
+    terminal.until("zlib", "running")
+    busy.stop()
+    Path(environment["BUILDD_SOCKET"]).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as held:  # as systemd holds it
+        held.bind(environment["BUILDD_SOCKET"])
+        held.listen(100)
+        terminal.reading(lambda: re.search(r"went away ([2-9]\.|\d\d)", terminal.text), "it is tried again and again")
+        terminal.press("j")
+        terminal.until("▸ png", "the daemon went away", within=10)
+    Path(environment["BUILDD_SOCKET"]).unlink()
+    busy.start()
+    terminal.until("▸ png", "running", gone=["went away"])
 
 
 def test_a_daemon_that_does_not_answer_is_shown_and_not_asked_again(busy: Peer, top: Start) -> None:
