@@ -25,7 +25,7 @@ import msgspec
 import structlog
 import trio
 
-from buildd import cgroups, life, logging, systemd
+from buildd import cgroups, heap, life, logging, systemd
 from buildd.cgroups import Cgroups
 from buildd.config import Config
 from buildd.control.handlers import all_handlers
@@ -320,6 +320,7 @@ class Daemon:
             for weakness in sandbox.weaker:
                 log.warning("weaker than it could be", what=weakness)
             systemd.notify("READY=1", f"STATUS=ready, builds run in {sandbox.name}")
+            heap.settle()
             await self._stop.requested.wait()
             await self._shut_down(engine, journal)
             front.cancel_scope.cancel()

@@ -35,7 +35,7 @@ def main() -> int:
         settings = {**SETTINGS, "workers.max_concurrent_builds": arguments.packages}
         with a_daemon(settings, arguments.backend) as daemon:
             crowd = gather(daemon, packages=arguments.packages, rounds=arguments.rounds)
-        _report_crowd(crowd)
+        _report_crowd(crowd, arguments.rounds)
         complaints += crowd.complaints()
     for complaint in complaints:
         _say(f"FAILED: {complaint}")
@@ -54,11 +54,13 @@ def _report_endurance(found: Endurance) -> None:
     )
 
 
-def _report_crowd(found: Crowd) -> None:
-    _say(f"{found.packages} builds at once, {found.most_processes} processes, {len(found.rounds)} rounds:")
-    for latency in found.rounds:
+def _report_crowd(found: Crowd, rounds: int) -> None:
+    _say(f"{found.packages} builds at once, with {found.most_processes} processes, {rounds} times:")
+    for name, latency in (("daemon.status", found.status), ("a bare server", found.bare)):
         times = f"p50 {latency.p50 * 1e3:.1f} ms, p99 {latency.p99 * 1e3:.1f} ms, worst {latency.worst * 1e3:.1f} ms"
-        _say(f"  daemon.status: {times} ({latency.requests} requests)")
+        _say(f"  {name}: {times} ({latency.requests} requests)")
+    if found.disturbed:
+        _say("  others use this machine: the latencies say nothing about the daemon")
 
 
 def _say(text: str) -> None:
