@@ -19,6 +19,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import trio
 from msgspec import Struct
@@ -100,8 +101,8 @@ def _start(launch: Launch) -> int:
     pid = ctypes.c_int()
     argv = _strings(map(os.fsencode, launch.argv))
     env = _strings(os.fsencode(name) + b"=" + os.fsencode(value) for name, value in launch.env.items())
-    with _file_actions(launch) as actions, _attributes() as attributes, _bound_to(launch.processors):
-        number = _libc.posix_spawn(ctypes.byref(pid), os.fsencode(program), actions, attributes, argv, env)
+    with _file_actions(launch) as actions, _bound_to(launch.processors):
+        number = _libc.posix_spawn(ctypes.byref(pid), os.fsencode(program), actions, _attributes(), argv, env)
     if number:
         where = program if os.path.isdir(launch.cwd) else launch.cwd
         raise OSError(number, os.strerror(number), where)
@@ -145,21 +146,18 @@ def _file_actions(launch: Launch) -> Iterator[ctypes.Array[ctypes.c_char]]:
         _libc.posix_spawn_file_actions_destroy(actions)
 
 
-@contextmanager
-def _attributes() -> Iterator[ctypes.Array[ctypes.c_char]]:
-    """A session of its own, no signal blocked, and those at their default that Python ignores."""
+@cache
+def _attributes() -> ctypes.Array[ctypes.c_char]:
+    """A session of its own, no signal blocked, and those at their default that Python ignores. Made once, kept."""
     attributes, signals = ctypes.create_string_buffer(_OPAQUE_BYTES), ctypes.create_string_buffer(_OPAQUE_BYTES)
     _check(_libc.posix_spawnattr_init(attributes))
-    try:
-        _libc.sigemptyset(signals)
-        _check(_libc.posix_spawnattr_setsigmask(attributes, signals))
-        for number in _IGNORED_BY_PYTHON:
-            _libc.sigaddset(signals, int(number))
-        _check(_libc.posix_spawnattr_setsigdefault(attributes, signals))
-        _check(_libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID)))
-        yield attributes
-    finally:
-        _libc.posix_spawnattr_destroy(attributes)
+    _libc.sigemptyset(signals)
+    _check(_libc.posix_spawnattr_setsigmask(attributes, signals))
+    for number in _IGNORED_BY_PYTHON:
+        _libc.sigaddset(signals, int(number))
+    _check(_libc.posix_spawnattr_setsigdefault(attributes, signals))
+    _check(_libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID)))
+    return attributes
 
 
 def _check(number: int) -> None:
