@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 import signal
 import sys
 import time
@@ -25,7 +24,7 @@ import msgspec
 import structlog
 import trio
 
-from buildd import cgroups, heap, life, logging, systemd
+from buildd import cgroups, descriptors, heap, life, logging, systemd
 from buildd.cgroups import Cgroups
 from buildd.config import Config
 from buildd.control.handlers import all_handlers
@@ -116,7 +115,7 @@ class Daemon:
         os.chmod(work_dir, 0o700)
         lock = _lock(state_dir)
         try:
-            _raise_file_limit()
+            descriptors.raise_limit()
             async with trio.open_nursery() as signals:
                 await signals.start(self._signals)
                 with self._starting:
@@ -465,13 +464,6 @@ def _lock(state_dir: Path) -> int:
             hint="stop it, or give this one another daemon.state_dir",
         ) from None
     return handle
-
-
-def _raise_file_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _start_warden(instance: str) -> Process:

@@ -19,11 +19,30 @@ from buildd import shortage
 
 _LOOK_EVERY_S = 0.25
 _OPEN = "/proc/self/fd"
+_ENOUGH = 65_536
 
 
 def limit() -> int:
-    """The soft limit: the kernel lets nobody have more than 2^30."""
-    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] % (1 << 64), 1 << 30)
+    """How many files this process may open now."""
+    return _limits()[0]
+
+
+def attainable() -> int:
+    """What `raise_limit` makes of the limit: enough, and no more, since some programs look through all of it."""
+    soft, hard = _limits()
+    return max(soft, min(hard, _ENOUGH))
+
+
+def raise_limit() -> None:
+    """Let this process open as many files as it may, up to what is enough."""
+    if limit() < attainable():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (attainable(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def _limits() -> tuple[int, int]:
+    """The soft and the hard limit; the kernel lets nobody have more than 2^30."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(soft % (1 << 64), 1 << 30), min(hard % (1 << 64), 1 << 30)
 
 
 def in_use() -> int:

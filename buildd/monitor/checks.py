@@ -8,13 +8,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from buildd import cgroups
+from buildd import cgroups, descriptors
 from buildd.config import Config
 from buildd.monitor.space import space_of
 from buildd.protocol import CheckResult
 
 _LOW_BYTES = 5 << 30
 _LOW_INODES = 100_000
+_FEW_FILES = 4096
+"""Below, one client with many connections may have those that are kept back before anybody looks."""
+_FILES_OF_A_BUILD = 16
+"""More than a build ever has open at once, with what is kept back of the limit."""
 
 
 def machine_checks(config: Config, *, sandbox: str, weaker: tuple[str, ...]) -> tuple[CheckResult, ...]:
@@ -27,6 +31,7 @@ def _checks(config: Config, sandbox: str, weaker: tuple[str, ...]) -> Iterator[C
     yield _cgroups()
     for name in ("state_dir", "cache_dir", "work_dir"):
         yield _disk(name, Path(getattr(config.daemon, name)))
+    yield _open_files(config)
     yield _socket_rights(config)
     yield _git(config)
     yield _tools(config)
@@ -79,6 +84,20 @@ def _disk(name: str, directory: Path) -> CheckResult:
             hint="make room, or choose another disk",
         )
     return CheckResult(name=name, status="ok", message=text)
+
+
+def _open_files(config: Config) -> CheckResult:
+    limit = descriptors.attainable()
+    wanted = max(_FEW_FILES, _FILES_OF_A_BUILD * config.workers.max_concurrent_builds)
+    text = f"the daemon may open {limit} files"
+    if limit >= wanted:
+        return CheckResult(name="open files", status="ok", message=text)
+    return CheckResult(
+        name="open files",
+        status="warning",
+        message=f"{text}, and should be able to open {wanted}: builds will wait for each other's",
+        hint="raise its hard limit: LimitNOFILE= of the unit, or ulimit -Hn",
+    )
 
 
 def _socket_rights(config: Config) -> CheckResult:
