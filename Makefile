@@ -2,6 +2,8 @@
 # make test     set up everything needed, check the code and run the tests
 # make vm-test  run the tests that need a whole machine, in a virtual one: takes some twenty minutes; needs root,
 #               mmdebstrap and qemu, and keeps the disks that it makes in ~/.cache/buildd-vm
+# make chaos    kill and stop the daemon at random moments and at each of its steps, and stop it in every state: is
+#               anything lost, built twice or left behind? Takes some twenty minutes; ROUNDS=50 less, SEED=123 again
 # make soak     a thousand builds and a hundred at once in one daemon: does anything leak? (takes minutes)
 # make lint     only check the code
 # make bench    run the benchmarks
@@ -14,13 +16,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 METADATA := setup.cfg pyproject.toml
+ROUNDS := 200
+SEED :=
 
 # scripts that have no .py to be found by
 PYTHON_SCRIPTS := examples/run examples/toolchain examples/distfiles/pack
 SHELL_SCRIPTS := .ci/run examples/upstream/make-repository examples/upstream/serve
 MAN_PAGES = $(wildcard man/*.[1-9])
 
-.PHONY: run test vm-test soak lint bench clean
+.PHONY: run test vm-test chaos soak lint bench clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python examples/toolchain
@@ -31,6 +35,10 @@ test: lint
 
 vm-test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -o faulthandler_timeout=1200 tests/vm
+
+chaos: $(VENV)/.installed-test
+	BUILDD_CHAOS_ROUNDS=$(ROUNDS) BUILDD_CHAOS_SEED=$(SEED) \
+	  $(BIN)/python -m pytest -s -o faulthandler_timeout=3600 tests/chaos
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench

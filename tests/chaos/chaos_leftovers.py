@@ -36,7 +36,7 @@ _STAYS = re.compile(
     )
 )
 _COOKIE = re.compile(rb"BUILDD_BUILD=([0-9a-f-]{36})")
-_KEPT_WHILE_UP = re.compile(r"state/work/\.spare-[0-9]+(/(src|build|dest|home|tmp))?")
+_KEPT_WHILE_UP = re.compile(r"state/(life\.json|work/\.spare-[0-9]+(/(src|build|dest|home|tmp))?)")
 _UNFINISHED_IN_GIT = re.compile(r"\.git/(.*/)?(tmp_[^/]*|\.tmp-[^/]*|[^/]*\.(lock|keep|new|tmp))")
 
 

@@ -16,7 +16,9 @@ from chaos_rounds import Chaos
 from chaos_world import a_world
 from harness import BACKENDS, unbooted
 
-ROUNDS = int(os.environ.get("BUILDD_CHAOS_ROUNDS") or 5)
+FULL = "BUILDD_CHAOS_ROUNDS" in os.environ
+"""Whether this is the long form."""
+ROUNDS = int(os.environ.get("BUILDD_CHAOS_ROUNDS") or 4)
 SEED = int(os.environ.get("BUILDD_CHAOS_SEED") or random.SystemRandom().randrange(1_000_000))
 SHARE = {"bwrap": 0.8, "plain": 0.2}
 SETTINGS = {

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sqlite3
 import sys
@@ -20,8 +19,8 @@ import chaos_leftovers as leftovers
 import pytest
 from chaos_world import silence
 from harness import Daemon, RecipeRepository, RpcError, Silence, rpc, unbooted, until, zmtp
+from test_chaos_rounds import FULL
 
-FULL = bool(os.environ.get("BUILDD_CHAOS_ROUNDS"))
 AT_ONCE_S = 3.0
 """How long a stop may take when builds obey."""
 LIMIT_S = 30.0
@@ -192,7 +191,6 @@ QUICK = (
     Scene.starting,
     Scene.cloning_from_silent_servers,
     Scene.planning,
-    Scene.reading_a_directory,
     Scene.building,
     Scene.with_its_database_locked,
     Scene.flooded_by_clients,
@@ -201,6 +199,7 @@ QUICK = (
 STATES = (
     *QUICK,
     Scene.idle,
+    Scene.reading_a_directory,
     Scene.building_what_cleans_up_after_itself,
     Scene.moving_a_large_output,
     Scene.downloading_from_a_silent_server,
@@ -237,9 +236,11 @@ def test_a_daemon_stops_at_once_and_leaves_nothing(state: Callable[[Scene], None
         state(scene)
         took = _stop(scene.daemon, behind=state is Scene.with_its_database_locked)
         assert took < AT_ONCE_S, f"it took {took:.1f} s"
+        sys.stdout.write(f"{state.__name__}: {took:.2f} s\n")
         scene.held.close()
-        scene.daemon.boot()
-        assert scene.daemon.call("db.verify")["ok"]
+        if FULL:
+            scene.daemon.boot()
+            assert scene.daemon.call("db.verify")["ok"]
 
 
 @pytest.mark.skipif(not FULL, reason="make chaos has it; tests/daemon/test_daemon_shutdown.py has less of it")
