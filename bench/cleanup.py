@@ -88,7 +88,7 @@ def _measure(directory: Path, repository: Path, packages: int) -> list[Cost]:
     with Daemon(directory, settings={"daemon.log_level": "debug"}) as daemon:
         daemon.ctl("start", str(repository), "--wait", "--quiet")
         daemon.check_run(packages)
-        listed = daemon.ask("call", "build.list", json.dumps({"limit": packages}))["builds"]
+        listed = json.loads(daemon.ctl("call", "build.list", json.dumps({"limit": packages})))["builds"]
         builds = msgspec.convert(listed, list[BuildRecord])
         deadline = time.monotonic() + _CLOSED_WITHIN_S
         while len(closed := read_closings(daemon.log)) < packages:

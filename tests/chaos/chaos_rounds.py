@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import chaos_leftovers as leftovers
@@ -256,10 +258,17 @@ class Chaos:
             try:
                 self._round(rng, strike, deeds)
             except AssertionError as error:
-                what = "; ".join(deeds)
-                raise AssertionError(f"seed {self.seed}, round {number}: {strike}. Deeds: {what}.\n{error}") from error
+                what = f"seed {self.seed}, round {number}: {strike}. Deeds: {'; '.join(deeds)}."
+                self.say(f"{what}\n{error}\nWhat the daemon left is kept in {self._keep()}")
+                raise AssertionError(f"{what}\n{error}") from error
             self.say(f"round {number}: {strike}; {len(deeds)} deeds, {len(self.ledger.open())} runs open")
         self._finish()
+
+    def _keep(self) -> Path:
+        """Copy the daemon's home to where pytest keeps it for a while."""
+        kept = self.world.root / "home"
+        subprocess.run(["cp", "-a", self.daemon.home, kept], check=False, capture_output=True)
+        return kept
 
     def _round(self, rng: random.Random, strike: Strike, deeds: list[str]) -> None:
         self._change(rng)
@@ -314,7 +323,11 @@ class Chaos:
         if strike.how == "both" and not self._wait_for_end(life, strike.patience):
             self.daemon.kill9()
             return
-        assert self.daemon.exit_status(within=STOPS_WITHIN_S) == 0
+        status = self.daemon.exit_status(within=STOPS_WITHIN_S)
+        if strike.die_after and status == -signal.SIGKILL:  # its last step was one of its end
+            self.counts["steps"] += 1
+            return
+        assert status == 0
         self.slowest_stop = max(self.slowest_stop, time.monotonic() - begun)
         assert leftovers.files(self.daemon) == set(), "an orderly end leaves nothing"
         assert leftovers.processes(self.daemon) == []

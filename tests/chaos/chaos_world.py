@@ -136,6 +136,7 @@ class World:
     """All repositories and servers. Use `a_world`."""
 
     def __init__(self, root: Path, server: GitServer, downloads: Downloads, silent: str) -> None:
+        self.root = root
         self.silent = silent
         """A URL whose server accepts connections and says nothing."""
         pauses = (0.0, 0.02, 0.3, 0.05, 1.2, 0.1, 0.7, 0.0)
