@@ -99,6 +99,8 @@ class RoomGuard:
         self._collected = False
         """Whether a collection has ended since builds were paused."""
         self._paused_at = 0.0
+        self._told = False
+        """Whether the pause was reported."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -115,6 +117,9 @@ class RoomGuard:
         if self._gate.paused and not self._collected:
             await self._collect()
             self._collected = True
+            if not self._told:  # not before: on a full disk the database could not record it
+                self._told = True
+                self._emit("paused", data={"reason": self._gate.paused})
             self.judge(await self._spaces.look())
 
     async def _collect(self) -> None:
@@ -150,8 +155,8 @@ class RoomGuard:
         before, self._gate.paused = self._gate.paused, reason
         if reason and not before:
             self._paused_at = trio.current_time()
+            self._told = False
             log.warning("no more builds are started", why=reason)
-            self._emit("paused", data={"reason": reason})
         elif before and not reason:
             seconds = round(trio.current_time() - self._paused_at, 3)
             bearable = "bearable" in self._states.values()
