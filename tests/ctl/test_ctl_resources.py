@@ -53,7 +53,7 @@ def test_resources_are_shown_with_their_course_and_each_build(peer: Peer, ctl: C
             run="r1",
             package="editors/vim",
             phase="configure",
-            started_at=time.time() - 125,
+            started_at=time.time() - 7630,
             processes=7,
             memory_bytes=300 << 20,
             cpu_s=61.5,
@@ -83,7 +83,7 @@ def test_resources_are_shown_with_their_course_and_each_build(peer: Peer, ctl: C
     assert "throttled to 2 of 8 workers: the load is high" in lines
     assert "paused: the disk is full" in lines
     vim = next(line for line in lines if line.startswith("editors/vim"))
-    assert vim.split() == ["editors/vim", "configure", "2m", "05s", "1m", "02s", "300", "MiB", "20", "MiB", "7"]
+    assert vim.split() == ["editors/vim", "configure", "2h", "07m", "1m", "02s", "300", "MiB", "20", "MiB", "7"]
     assert any(line.startswith("odd\\x1b[2J ") for line in lines)
 
 
