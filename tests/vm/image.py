@@ -31,7 +31,7 @@ SYSTEM = Path(__file__).parent / "system"
 RELEASE = "bookworm"
 PACKAGES = (
     *("linux-image-cloud-amd64", "initramfs-tools", "zstd", "kmod", "udev"),
-    *("systemd", "systemd-sysv", "dbus", "procps", "qemu-guest-agent"),
+    *("systemd", "systemd-sysv", "libpam-systemd", "dbus", "procps", "qemu-guest-agent"),
     *("python3", "python3-venv", "git", "bubblewrap", "make", "gcc", "libc6-dev", "patch", "sqlite3"),
 )
 INSTALLED = ("buildd", "ctl", "systemd", "man", "README.md", "LICENSE", "pyproject.toml", "setup.cfg")
