@@ -9,9 +9,11 @@
 # make bench    run the benchmarks
 # make clean    remove everything that these targets made in this directory
 #
-# Everything goes into .venv and .buildd in this directory. PYTHON=python3.12 chooses the interpreter.
+# Everything goes into .venv and .buildd in this directory. PYTHON=python3.12 chooses the interpreter, and TEST_JOBS=1 how
+# many tests run side by side: they wait more than they compute.
 
 PYTHON ?= python3
+TEST_JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -31,7 +33,7 @@ run: $(VENV)/.installed
 	@$(BIN)/python examples/run
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
 
 vm-test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -o faulthandler_timeout=1200 tests/vm
