@@ -57,18 +57,17 @@ def test_what_builds_use_is_seen(boot: Boot, backend: str, workspace: Workspace)
     with watching(daemon, "--interval", "300ms") as terminal:
         number = daemon.start(workspace)
         terminal.until("busy", "idle")
-        busy = terminal.reading(lambda: _use(terminal, "busy"), "the busy one uses a processor")
+        # how much of a processor it gets is the machine's to say
+        busy = terminal.reading(lambda: _busier(terminal, "busy", "idle"), "the busy one uses a processor")
         assert busy[-1] != "0", "it has processes"
-        assert busy[-5:-3] != ["0", "B"], "and memory"
-        assert float(row(terminal, "idle")[-6]) < float(busy[-6])
         daemon.open_gate()
         daemon.wait(number)
 
 
-def _use(terminal: Terminal, name: str) -> list[str]:
-    """Its cells, once it is seen to use half a processor and to have memory."""
-    cells = row(terminal, name)
-    return cells if cells and float(cells[-6]) > 50 and cells[-5] != "0" else []
+def _busier(terminal: Terminal, name: str, other: str) -> list[str]:
+    """The cells of a build, once it is seen to have memory and to use more processor time than another one."""
+    one, two = row(terminal, name), row(terminal, other)
+    return one if one and two and float(one[-6]) > max(5.0, float(two[-6])) and one[-5] != "0" else []
 
 
 def test_a_daemon_that_is_killed_is_waited_for_and_its_builds_are_seen_again(boot: Boot, workspace: Workspace) -> None:
