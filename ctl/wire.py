@@ -81,7 +81,7 @@ class Wire:
         poll, others = select.poll(), list(descriptors)
         for source in (self._connection.fileno(), *others):
             poll.register(source, select.POLLIN)
-        ready = poll.poll(0 if self._received else max(0.0, timeout) * 1000)
+        ready = poll.poll(0 if self._first_frame() is not None else max(0.0, timeout) * 1000)
         return any(source in others for source, _ in ready)
 
     # --- bytes ----------------------------------------------------------------------------------------
@@ -120,13 +120,20 @@ class Wire:
         return bool(self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
     def _frame(self) -> tuple[int, bytes] | None:
+        """Flags and body of the next frame that is here in full, which is taken."""
+        found = self._first_frame()
+        if found is None:
+            return None
+        start, end = found
+        flags, body = self._received[0], bytes(self._received[start:end])
+        del self._received[:end]
+        return flags, body
+
+    def _first_frame(self) -> tuple[int, int] | None:
+        """Where the body of the next frame begins and ends; None while it is not here in full."""
         received = self._received
         start = 9 if received and received[0] & _LONG else 2
         if len(received) < start:
             return None
-        size = int.from_bytes(received[1:start], "big")
-        if len(received) < start + size:
-            return None
-        flags, body = received[0], bytes(received[start : start + size])
-        del received[: start + size]
-        return flags, body
+        end = start + int.from_bytes(received[1:start], "big")
+        return (start, end) if len(received) >= end else None
