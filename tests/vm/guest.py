@@ -24,7 +24,7 @@ main=$(systemctl show -P MainPID buildd)
 group=/sys/fs/cgroup/system.slice/buildd.service
 for pid in $(cat $(find $group -name cgroup.procs) /dev/null; pgrep -u buildd); do
     [ "$pid" = "$main" ] || ps -o pid=,user=,args= -p "$pid"
-done
+done | grep -v '/buildd/execute/warden.py'
 find $group -mindepth 1 -type d -name 'build-*'
 cd /var/lib/buildd
 find work prefixes -mindepth 1 -maxdepth 1 ! -name '.spare-*'

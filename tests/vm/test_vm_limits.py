@@ -65,13 +65,13 @@ def test_a_limit_that_is_hit_ends_its_build_and_nothing_else(vm: Guest, target: 
 
 
 def test_a_build_gets_no_more_of_the_processors_than_its_quota(vm: Guest, repository: RecipeRepository) -> None:
-    spin = "timeout 15 sh -c 'while :; do :; done' || true"
-    repository.package("spin", phases={"build": f"{spin} & {spin}; wait"}, limits={"cpu": 0.5}).commit()
+    busy = "timeout 15 sh -c 'while :; do :; done' || true"
+    repository.package("spin", phases={"build": f"{busy} & {busy}; wait"}, limits={"cpu": 0.5}).commit()
     view = vm.wait(vm.start(copied_in(vm, repository)))
-    record = vm.record(named(view, "spin").build_id)
-    assert record.state == "success"
-    assert record.duration_s is not None
-    assert 2 < record.resources.cpu_s < 0.6 * record.duration_s
+    spin = named(view, "spin")
+    assert spin.state == "success"
+    assert spin.duration_s is not None
+    assert 2 < vm.record(spin.build_id).resources.cpu_s < 0.6 * spin.duration_s
 
 
 @pytest.mark.parametrize("backend", ["bwrap", "plain"])
