@@ -26,7 +26,7 @@ from buildd.model import BuildRecord
 BUILD_S = 1.0
 LIMIT_PERCENT = 5.0
 _CLOSED_WITHIN_S = 30.0
-_FILES = {"few files": (20, 5), "many files": (3000, 300)}
+_FILES = {"few files": (20, 5), "many files": (500, 50)}
 """Files that a build leaves in $BUILDDIR, and in its output."""
 
 

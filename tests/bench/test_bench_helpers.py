@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
 from harness.daemon import needs_bwrap  # the benchmarks measure that sandbox and no other
 
+from bench.cleanup import cost_of, read_closings
 from bench.client import Asking
 from bench.daemon import BenchError, Daemon
 from bench.dispatch import recipes, sandboxed
@@ -21,6 +24,7 @@ from bench.history import GitServer, write_history
 from bench.makespan import draw_durations, lower_bound, read_graphs
 from bench.packages import GIT_ENVIRONMENT, write_repository
 from bench.results import section, update
+from buildd.model import BuildRecord, PhaseRecord
 
 
 def test_a_ratio_is_the_median_of_the_pairs_and_not_the_ratio_of_the_medians() -> None:
@@ -136,6 +140,28 @@ def test_the_peer_of_dispatch_runs_its_phases_in_the_sandbox(tmp_path: Path) -> 
     ran = subprocess.run(sandboxed(state, work), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.split() == ["==>", "configure", "==>", "build", "==>", "check", "==>", "stage"]
+
+
+def test_what_follows_the_last_phase_is_told_by_the_record_and_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "daemon.log"
+    closed = {"event": "scope closed", "task": "build", "build": "b", "cleanup_ms": 20.0}
+    lines = [
+        {**closed, "task": "probe", "timestamp": "2026-01-01T00:00:00Z"},
+        {**closed, "timestamp": "2026-01-01T00:00:02.050000Z"},
+        {"event": "stopped"},
+    ]
+    log.write_text("no JSON\n" + "".join(json.dumps(line) + "\n" for line in lines) + '{"cut off')
+    began = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    phases = (
+        PhaseRecord(name="build", started_at=began + 0.5, duration_s=0.5),
+        PhaseRecord(name="stage", started_at=began + 1.5, duration_s=0.5),
+    )
+    build = BuildRecord(
+        id="b", run="r", package="p", version="1", state="success", started_at=began + 1.0, phases=phases
+    )
+    cost = cost_of(build, read_closings(log)["b"])
+    assert (cost.phases, cost.after, cost.closing) == pytest.approx((1.0, 0.05, 0.02))
+    assert cost.share == pytest.approx(5.0)
 
 
 @needs_bwrap
