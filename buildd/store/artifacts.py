@@ -254,7 +254,10 @@ class ArtifactStore:
 
         `check` may raise to end it. Raises NotFound, and OSError for trouble that says nothing about the artifact.
         """
-        return self._soundness.verify(output, self.tree(output), lambda: self.listing(output), check)
+        with self.holds.holding(output) as held:
+            if not held:  # it is just going, and would look like a damaged one
+                raise missing(output)
+            return self._soundness.verify(output, self.tree(output), lambda: self.listing(output), check)
 
     def verify_on_use(self, output: str, check: Callable[[], None] = uncancelled) -> bool:
         """Whether an artifact is there and sound.

@@ -596,6 +596,8 @@ def test_an_artifact_that_is_just_being_removed_is_not_taken_for_damaged(store: 
     gc.collect()
     assert store.holds.withdraw(output)
     assert not store.verify_on_use(output)
+    with pytest.raises(NotFound):
+        store.verify(output)
     assert store.set_aside(output) is None
     assert store.damaged.kept() == []
     assert store.remove_withdrawn(output)
