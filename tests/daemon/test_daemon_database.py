@@ -315,3 +315,19 @@ def test_a_clone_is_accepted_or_deleted_once_that_is_on_record(daemon: Daemon, t
         assert answers("repo.clone") == (False, True)
         until(lambda: daemon.call("repo.status", {"repo": url})["clone_status"]["status"] != "cloning", "it has ended")
         assert answers("repo.delete") == (False, True)
+
+
+def test_a_build_whose_end_is_still_being_written_is_not_taken_for_a_stale_record(
+    daemon: Daemon, repository: RecipeRepository
+) -> None:
+    four_builds(daemon, repository)
+    with contextlib.closing(sqlite3.connect(database(daemon), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        daemon.open_gate()
+        until(lambda: daemon.status()["workers"]["busy"] == 0, "the builds have ended")
+        assert set(records(daemon).values()) == {"success", "running"}, "and that is not on record"
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(daemon.call, "db.verify")
+            wait([answer], timeout=0.3)
+            other.execute("ROLLBACK")
+            assert answer.result(timeout=20)["ok"]

@@ -78,13 +78,17 @@ async def verify(services: Services, params: Empty, peer: Peer) -> DatabaseCheck
 async def _stale(services: Services) -> set[str]:
     """Builds that are running by the database only.
 
-    A build is in the engine before its record is there, and leaves it when its record is closed: what the
-    database has before and after, and the engine has not in between, does not run.
+    A build is in the engine before its record is there, and leaves it when the end of its record is on its way: what
+    the database has before and after, and the engine has not in between, does not run. Nothing can be told while
+    the database is behind.
     """
     before = await services.queries.running()
     if not before:
         return set()
     alive = await _alive(services)
+    await services.database.flush()
+    if services.database.waiting:
+        return set()
     return (before & await services.queries.running()) - alive
 
 
