@@ -208,9 +208,9 @@ STATES = (
 
 
 @contextmanager
-def _stage(root: Path) -> Iterator[Scene]:
+def _stage(root: Path, backend: str | None = None) -> Iterator[Scene]:
     settings = {"sandbox.readonly_paths": "[]", "cache.min_free_bytes": 0}
-    with unbooted(settings=settings) as daemon, ExitStack() as held:
+    with unbooted(backend=backend, settings=settings) as daemon, ExitStack() as held:
         try:
             yield Scene(daemon, root, held)
         finally:
@@ -241,6 +241,16 @@ def test_a_daemon_stops_at_once_and_leaves_nothing(state: Callable[[Scene], None
         if FULL:
             scene.daemon.boot()
             assert scene.daemon.call("db.verify")["ok"]
+
+
+@pytest.mark.skipif(not FULL, reason="make chaos has it")
+@pytest.mark.parametrize("state", [Scene.building, Scene.building_what_cleans_up_after_itself])
+def test_plain_builds_hold_up_a_stop_no_longer(state: Callable[[Scene], None], tmp_path: Path) -> None:
+    with _stage(tmp_path, "plain") as scene:
+        state(scene)
+        took = _stop(scene.daemon)
+        sys.stdout.write(f"{state.__name__}, plain: {took:.2f} s\n")
+        assert took < AT_ONCE_S, f"it took {took:.1f} s"
 
 
 @pytest.mark.skipif(not FULL, reason="make chaos has it; tests/daemon/test_daemon_shutdown.py has less of it")
