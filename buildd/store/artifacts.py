@@ -190,7 +190,9 @@ class ArtifactStore:
             files=count_files(listing.entries),
             entries=listing.entries,
         )
-        directory.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            directory.parent.mkdir()
+            sync_directory(self.root)
         temporary = _hidden(directory)
         temporary.mkdir()
         try:
