@@ -51,6 +51,7 @@ Emit = Callable[[str, str, dict[str, object]], None]
 
 _EVENT_INTERVAL = 1.0
 """Seconds between two `clone_progress` events of one job: the journal keeps them all."""
+_INTERRUPTED = "interrupted: the daemon ended while cloning"
 _CLEANUP_LIMIT = 20.0
 """Seconds that removing a tree may hold up what waits for it; what is left goes at the next start."""
 
@@ -107,11 +108,13 @@ class Clones:
         on_disk = dict(await in_thread(lambda: list(self._cache.clones())))
         if leftovers:
             log.info("removed interrupted clones", count=leftovers)
+        interrupted: list[str] = []
         for repository in self._catalog.all():
             state = repository.clone_status.status
             present = Path(repository.path) in on_disk
             if state == "cloning":
-                self._catalog.fail(repository.url, "interrupted: the daemon ended while cloning")
+                interrupted.append(repository.url)
+                self._catalog.fail(repository.url, _INTERRUPTED)
             elif state == "cloned" and not present and not repository.url.startswith("file://"):
                 self._catalog.fail(repository.url, "the clone has vanished from the cache directory")
         kept = {r.path for r in self._catalog.all() if r.clone_status.status == "cloned"}
@@ -121,6 +124,18 @@ class Clones:
             else:
                 log.warning("removing a clone that belongs to no repository", path=str(path))
                 await in_thread(remove, self._cache.set_aside(path))
+        for url in interrupted:
+            self._tell_end_of(url)
+
+    def _tell_end_of(self, url: str) -> None:
+        """How a clone ended of which readers of the journal know only that it began."""
+        repository = self._catalog.get(url)
+        assert repository is not None
+        if repository.clone_status.status == "cloned":  # it was in place, and only its record was not
+            data = {"path": repository.path, "bytes": repository.bytes, "changed": True, "duration": None}
+            self._emit("clone_completed", url, data)
+        else:
+            self._emit("clone_failed", url, {"operation": "clone", "reason": "interrupted", "error": _INTERRUPTED})
 
     async def _adopt(self, path: Path, origin: str) -> bool:
         try:

@@ -411,7 +411,23 @@ async def test_after_a_crash_leftovers_are_gone_and_records_tell(tmp_path: Path,
         assert "interrupted" in clones.request("git://h/x").message
         assert "vanished" in clones.request("git://h/y").message
         assert clones.request(server.url("one")).status == "cloned"
+        assert house.events[-1][:2] == ("clone_failed", "git://h/x")
         await clones.ensure(server.url("one"), refresh=True)
+
+
+async def test_a_clone_that_was_in_place_and_not_on_record_when_the_daemon_was_killed_is_there(
+    tmp_path: Path, server: GitDaemon
+) -> None:
+    make_repository(server.root / "one")
+    house = House(tmp_path)
+    async with running(house) as clones:
+        whole = await clones.ensure(server.url("one"))
+    house.records.save(msgspec.structs.replace(whole, clone_status=CloneStatus(status="cloning")))
+    house.events.clear()
+    house.clones = house.make()
+    async with running(house) as clones:
+        assert clones.request(server.url("one")).status == "cloned"
+        assert house.kinds() == ["clone_completed"]
 
 
 async def test_a_fetch_that_was_killed_while_it_wrote_stops_no_later_one_and_leaves_nothing(
