@@ -21,7 +21,7 @@ from chaos_ledger import Ledger
 from chaos_life import Life, Reader
 from chaos_rounds import Deeds
 from chaos_world import Place, World, a_world
-from harness import BACKENDS, Daemon, RpcError, Silence, unbooted, until
+from harness import BACKENDS, Daemon, RecipeRepository, RpcError, Silence, unbooted, until
 from test_chaos_rounds import FULL, ROUNDS, SEED, SETTINGS, SHARE
 
 STEPS = ROUNDS // 3
@@ -137,3 +137,24 @@ def test_nothing_is_lost_or_left_behind_at_whichever_step_the_daemon_dies(
         )
         sys.stdout.flush()
     assert len(missed) <= len(chosen) // 4, f"these steps were not met: {missed}"
+
+
+@pytest.mark.skipif(not FULL, reason="make chaos has it; tests/store/test_lost.py has the same of the files alone")
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_a_run_outlives_a_reset_of_the_database_in_which_the_daemon_dies(nth: int, tmp_path: Path) -> None:
+    """The new file is complete; the old log and the old file go aside; the new one is put in place."""
+    repository = RecipeRepository(tmp_path / "r")
+    with unbooted(settings=SETTINGS) as daemon:
+        daemon.settings["sandbox.readonly_paths"] = f'["{daemon.gates}"]'
+        repository.package("one", phases={"build": f"echo here; {daemon.at_gate()}"}).commit()
+        life = Life(daemon)
+        assert life.begin(steps={"BUILDD_DIE_AT": f"{nth} os.rename buildd/store/dbfile.py"})
+        number = daemon.start(repository)
+        daemon.until_running(number, 1, saying="here")
+        with pytest.raises(Silence):
+            life.call("db.reset", {"force": True})
+        until(life.is_over, "it is dead", within=5)
+        daemon.open_gate()
+        daemon.boot()
+        assert daemon.wait(number).state == "completed"
+        assert daemon.call("db.verify")["ok"]

@@ -5,7 +5,7 @@ process, asked for by code of buildd and about to be done. They come from Python
 the daemon is replaced or knows of this. What C libraries do by themselves (SQLite, libgit2) is no step.
 
 BUILDD_STEPS=FILE       write each step to the file, as `EVENT FILE:LINE`
-BUILDD_DIE_AT=N STEP    SIGKILL in place of the Nth step of this name
+BUILDD_DIE_AT=N STEP    SIGKILL in place of the Nth step of this name, or with no LINE in it, of this file
 BUILDD_DIE_AFTER=N      SIGKILL in place of the Nth step of all
 """
 
@@ -52,7 +52,7 @@ class _Steps:
         step = f"{event} {place}"
         if self._notes >= 0:
             os.write(self._notes, f"{step}\n".encode())
-        if step == self._name:
+        if self._name in (step, step.rpartition(":")[0]):
             self._left -= 1
             if self._left == 0:
                 _die()
