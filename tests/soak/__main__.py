@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from soak.crowd import Crowd, gather
-from soak.endurance import MEASURED_AFTER, SETTINGS, Endurance, a_daemon, at_rest, endure
+from soak.endurance import MEASURED_AFTER, SETTINGS, Endurance, a_daemon, at_rest, endure, fill_journal
 from soak.sampling import draw, write_table
 
 
@@ -25,7 +25,14 @@ def main() -> int:
     if arguments.builds or arguments.clones:
         with a_daemon(SETTINGS, arguments.backend) as daemon:
             daemon.expect("clone failed")
-            endurance = endure(daemon, builds=arguments.builds, clones=arguments.clones, rest=at_rest, say=_say)
+            endurance = endure(
+                daemon,
+                builds=arguments.builds,
+                clones=arguments.clones,
+                rest=at_rest,
+                warm_up=fill_journal,
+                say=_say,
+            )
         write_table(endurance.samples, arguments.output / "soak.csv")
         draw(endurance.samples, arguments.output / "soak.png")
         _report_endurance(endurance)

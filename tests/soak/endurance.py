@@ -1,9 +1,9 @@
 """Many builds and clones in one daemon, and the proof that afterwards it holds what it held before.
 
-The baseline is taken when a round of everything has filled what is bounded and kept (connections to the database,
-spare work directories, caches of plans), and the daemon is at rest. At the end it is at rest again, and everything is
-compared: see `harness.census` for what, and how exactly. Resident memory may be a tenth more than it was after the
-first hundred operations.
+The baseline is taken when what is bounded and kept has been filled (the newest events in memory, connections to the
+database, spare work directories, caches of plans) by a round of everything, and the daemon is at rest. At the end it
+is at rest again, and everything is compared: see `harness.census` for what, and how exactly. Resident memory may be a
+tenth more than it was after the first hundred operations.
 
 *At rest*: nothing is queued or running, the census equals the one before, and the number of threads has not changed
 for longer than an idle worker thread lives.
@@ -24,6 +24,7 @@ from harness.census import Census, excess, take
 from msgspec import Struct
 
 from buildd.store.database import READERS
+from buildd.store.journal import RECENT
 from soak.load import Load, silent_server, sources_below
 from soak.sampling import Sample, Sampler
 
@@ -66,17 +67,20 @@ def endure(
     builds: int,
     clones: int,
     rest: Callable[[Daemon], Census],
+    warm_up: Callable[[Daemon], None] = lambda daemon: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Endurance:
     """Run rounds until there were so many builds and clones, after one that does not count.
 
-    `rest` is `at_rest`, or `quiet` where there is no time to wait for threads to end.
+    `rest` is `at_rest`, or `quiet` where there is no time to wait for threads to end; `warm_up` fills what one round
+    does not fill.
     """
     began = time.monotonic()
     with served(sources_below(daemon.home)) as server, silent_server() as silent:
         load = Load(daemon, server, silent)
         with Sampler(daemon, lambda: load.operations) as sampler:
             load.run()
+            warm_up(daemon)
             baseline = rest(daemon)
             warmed_up, rss_then = load.operations, 0
             say(f"baseline after {warmed_up} operations: {_in_short(baseline)}")
@@ -143,6 +147,14 @@ def quiet(daemon: Daemon) -> Census:
 def _is_idle(daemon: Daemon) -> bool:
     status = daemon.status()
     return not (status["runs"]["active"] or status["builds"]["running"] or status["clones"])
+
+
+def fill_journal(daemon: Daemon) -> None:
+    """Have the daemon keep as many events in memory as it ever does."""
+    while int(daemon.call("events.poll", {"after": -1})["next"]) < RECENT:
+        for _ in range(100):
+            daemon.call("daemon.drain")
+            daemon.call("daemon.resume")
 
 
 def fill_pool(daemon: Daemon) -> None:
