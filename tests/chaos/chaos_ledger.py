@@ -43,6 +43,8 @@ class Wish:
     commit: str
     expected: Expected
     options: dict[str, Any]
+    again: bool = False
+    """Whether it takes the place of another one."""
     number: int | None = None
     run: str | None = None
     answered: bool = False
@@ -50,6 +52,8 @@ class Wish:
     """Whether it is known not to be there."""
     cancelled: bool = False
     """Whether somebody asked to cancel it or a package of it, whatever the answer was."""
+    given_up: bool = False
+    """Whether the answer was that all of it is being cancelled."""
     ended: bool = False
 
     def forces(self, package: str) -> bool:
@@ -75,6 +79,10 @@ class Ledger:
     """When artifacts may have been collected."""
     to_repeat: list[Wish] = field(default_factory=list)
     """Wishes to make in the place of those of which a package was set aside since the daemon died over it."""
+    pinned: dict[str, str] = field(default_factory=dict)
+    """Output ids of artifacts that are to be kept, and the packages by whose names they were pinned."""
+    clones: set[str] = field(default_factory=set)
+    """URLs of repositories that are to be known."""
     checked: Counter[str] = field(default_factory=Counter)
     """How often what was looked at, for people to read."""
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -86,6 +94,9 @@ class Ledger:
     def _note(self, wish: Wish) -> Wish:
         self.wishes[wish.id] = wish
         return wish
+
+    def _repeat(self, wish: Wish) -> Wish:
+        return self._note(Wish(next(self._ids), wish.place, wish.commit, wish.expected, wish.options, again=True))
 
     def open(self) -> list[Wish]:
         """Wishes that are known to be there, and not known to have ended."""
@@ -99,6 +110,7 @@ class Ledger:
         self._audit_events(records, told)
         self._audit_wishes(records)
         self._audit_builds(records)
+        self._audit_pins()
         self.checked["audits"] += 1
         self.checked["builds"] = len(records.builds)
         self.checked["events"] = len(records.events)
@@ -145,9 +157,11 @@ class Ledger:
             found.add(wish.id)
             wish.number, wish.run = number, id
         for wish in self.wishes.values():
-            if wish.id not in found:
+            if wish.id not in found and not wish.refused:
                 assert not wish.answered, f"run {wish.number} was accepted and is not there"
                 wish.refused = True  # its request never got there, and must not turn up later
+                if wish.again:
+                    self.to_repeat.append(self._repeat(wish))
 
     def _audit_builds(self, records: Records) -> None:
         made: dict[tuple[str, str], list[BuildRecord]] = defaultdict(list)
@@ -164,6 +178,12 @@ class Ledger:
             made[build.package, build.key].append(build)
         twice = {what: times for what, times in once.items() if times > 1}
         assert twice == {}, "a package has two successes of one key in one run"
+
+    def _audit_pins(self) -> None:
+        for output, name in self.pinned.items():
+            artifact = self.daemon.state_dir / "artifacts" / output[:2] / output
+            assert (artifact / "pin.json").exists(), f"the artifact of {name} was pinned"
+            assert (artifact / "manifest.json").exists(), f"the artifact of {name} was pinned"
 
     def _wish_of(self, build: BuildRecord) -> Wish:
         return next(wish for wish in self.wishes.values() if wish.run == build.run)
@@ -205,6 +225,7 @@ class Ledger:
         assert all(record.state != "running" for record in records), f"run {view.number} has ended"
         wish.ended = True
         self.checked[view.state] += 1
+        assert view.state == "cancelled" or not wish.given_up, f"run {view.number} was cancelled, and it {view.state}"
         if not view.packages:  # it did not get as far as a plan
             self._judge_planless(wish, view)
             return
@@ -233,9 +254,7 @@ class Ledger:
         else:
             assert failed, f"run {view.number} failed: {view.error}"
         if set_aside and not wish.place.workspace.plain:  # a directory may be another one by now
-            self.to_repeat.append(
-                self._note(Wish(next(self._ids), wish.place, wish.commit, wish.expected, wish.options))
-            )
+            self.to_repeat.append(self._repeat(wish))
 
     def _judge_planless(self, wish: Wish, view: RunView) -> None:
         if view.state == "failed":

@@ -107,8 +107,9 @@ class Deeds:
         room = MOST_OPEN - len(self._ledger.open())
         for _ in range(min(room, rng.choice((1, 1, 2, 3)))):
             self._start()
-        others = (self._clone, self._clone, self._collect, self._cancel, self._pin, self._verify, self._export)
-        for deed in rng.sample((*others, self._refresh, self._check, self._clone_nothing), rng.randint(1, 4)):
+        often = (self._clone, self._collect, self._collect, self._cancel, self._pin, self._verify, self._export)
+        others = (self._refresh, self._check, self._clone_nothing, self._reload)
+        for deed in rng.sample((*often, *others), rng.randint(1, 4)):
             deed()
 
     def join(self) -> None:
@@ -130,14 +131,14 @@ class Deeds:
 
         self._asked.append(self._pool.submit(work))
 
-    def _call(self, method: str, params: dict[str, Any] | None = None, *, may_refuse: bool = True) -> Any:
+    def _call(self, method: str, params: dict[str, Any] | None = None) -> Any:
         """The answer; None when it was refused, as it may be."""
         try:
             return self._life.call(method, params)
-        except RpcError:
-            if may_refuse:
-                return None
-            raise
+        except RpcError as error:
+            if error.code < 0:  # of the protocol: a fault of the daemon, or of this
+                raise
+            return None
 
     # --- runs ---------------------------------------------------------------------------------------------
 
@@ -180,7 +181,9 @@ class Deeds:
     def _cancel_wish(self, wish: Wish, package: str | None) -> None:
         if wish.number is not None:
             wish.cancelled = True
-            self._call("run.cancel", {"run": str(wish.number), **({"package": package} if package else {})})
+            wanted = {"run": str(wish.number), **({"package": package} if package else {})}
+            if self._call("run.cancel", wanted) is not None and package is None:
+                wish.given_up = True
 
     # --- artifacts ----------------------------------------------------------------------------------------
 
@@ -198,7 +201,16 @@ class Deeds:
     def _pin(self) -> None:
         name = self._rng.choice(self._world.local.parts).name
         method = self._rng.choice(("artifact.pin", "artifact.pin", "artifact.unpin"))
-        self._ask(f"{method} {name}", lambda: self._call(method, {"artifact": name}))
+        self._ask(f"{method} {name}", lambda: self._change_pin(method, name))
+
+    def _change_pin(self, method: str, name: str) -> None:
+        pinned = self._ledger.pinned
+        if method == "artifact.unpin":  # whether it gets there or not
+            for output in [output for output, by in pinned.items() if by == name]:
+                del pinned[output]
+        answer = self._call(method, {"artifact": name})
+        if answer is not None and method == "artifact.pin":
+            pinned[answer["message"].split()[1]] = name
 
     def _export(self) -> None:
         name = self._rng.choice(self._world.shared.parts).name
@@ -218,14 +230,22 @@ class Deeds:
         if self._rng.random() < 0.6:
             self._ask("delete and clone", lambda: self._clone_again(url))
         else:
-            self._ask("clone", lambda: self._call("repo.clone", {"repo": url, "again": True}))
+            self._ask("clone", lambda: self._clone_it(url))
 
     def _clone_again(self, url: str) -> None:
+        self._ledger.clones.discard(url)
         self._call("repo.delete", {"repo": url})
-        self._call("repo.clone", {"repo": url, "again": True})
+        self._clone_it(url)
+
+    def _clone_it(self, url: str) -> None:
+        if self._call("repo.clone", {"repo": url, "again": True}) is not None:
+            self._ledger.clones.add(url)
 
     def _clone_nothing(self) -> None:
-        self._ask("clone silence", lambda: self._call("repo.clone", {"repo": self._world.silent, "again": True}))
+        self._ask("clone silence", lambda: self._clone_it(self._world.silent))
+
+    def _reload(self) -> None:
+        self._ask("reload", lambda: self._call("daemon.reload"))
 
     def _refresh(self) -> None:
         place: Place = self._world.shared
@@ -248,6 +268,8 @@ class Chaos:
         self.reader = Reader()
         self.counts: Counter[str] = Counter()
         self.slowest_stop = 0.0
+        self._left: set[str] = set()
+        """What the last life left of files."""
 
     def go(self, rounds: int) -> None:
         """All rounds, and what must be true at the end of them."""
@@ -356,6 +378,8 @@ class Chaos:
         answer = self.daemon.call("db.verify")
         assert answer["ok"], answer
         assert answer["stale_builds"] == 0
+        known = {repository["url"] for repository in self.daemon.call("repo.list")["repositories"]}
+        assert known >= self.ledger.clones
 
     def _die_at_boot(self, seconds: float) -> None:
         life = Life(self.daemon)
@@ -388,8 +412,6 @@ class Chaos:
     def _own(self) -> int:
         """Processes of a daemon that has nothing to do: itself, and without a sandbox its warden."""
         return 2 if self.daemon.backend == "plain" else 1
-
-    _left: frozenset[str] | set[str] = frozenset()
 
     # --- the end ------------------------------------------------------------------------------------------
 
