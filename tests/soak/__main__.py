@@ -63,7 +63,11 @@ def _report_endurance(found: Endurance) -> None:
 
 def _report_crowd(found: Crowd, rounds: int) -> None:
     _say(f"{found.packages} builds at once, with {found.most_processes} processes, {rounds} times:")
-    for name, latency in (("daemon.status", found.status), ("a bare server", found.bare)):
+    for name, latency in (
+        ("daemon.status", found.status),
+        ("a bare server beside it", found.bare),
+        ("a bare server before", found.idle),
+    ):
         times = f"p50 {latency.p50 * 1e3:.1f} ms, p99 {latency.p99 * 1e3:.1f} ms, worst {latency.worst * 1e3:.1f} ms"
         _say(f"  {name}: {times} ({latency.requests} requests)")
     if found.disturbed:
