@@ -10,6 +10,7 @@
 #include <fnmatch.h>
 #include <limits.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -198,6 +199,15 @@ pid_t fork(void)
 pid_t vfork(void)
 {
 	return fork();
+}
+
+/* The C library starts the child without calling fork. */
+int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+		const posix_spawnattr_t *attributes, char *const argv[], char *const env[])
+{
+	NEXT(int, "posix_spawn", pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+	     char *const *, char *const *);
+	return fails("fork", "") ? fault->error : next(pid, path, actions, attributes, argv, env);
 }
 
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
