@@ -68,7 +68,13 @@ def warmed_up(daemon: Daemon, tmp_path: Path) -> Census:
 
 def at_rest(daemon: Daemon) -> Census:
     until(lambda: not daemon.status()["builds"]["running"] and not daemon.work_directories(), "it is at rest")
-    return take(daemon)
+
+    def settled() -> Census | None:
+        """None while who removed the last directory has not closed it."""
+        census = take(daemon)
+        return census if not any("(deleted)" in target for target in census.descriptors) else None
+
+    return until(settled, "what was removed is closed")
 
 
 def assert_as_before(daemon: Daemon, before: Census) -> None:
