@@ -39,7 +39,7 @@ def main() -> int:
         _say(f"samples: {arguments.output / 'soak.csv'}, {arguments.output / 'soak.png'}")
         complaints += endurance.complaints()
     if arguments.packages:
-        settings = {**SETTINGS, "workers.max_concurrent_builds": arguments.packages}
+        settings = {"workers.max_concurrent_builds": arguments.packages, "daemon.shutdown_grace": "0s"}
         with a_daemon(settings, arguments.backend) as daemon:
             crowd = gather(daemon, packages=arguments.packages, rounds=arguments.rounds)
         _report_crowd(crowd, arguments.rounds)

@@ -36,6 +36,7 @@ SETTINGS: dict[str, object] = {
     "workers.max_concurrent_clones": 4,
     "repos.idle_timeout": "10min",
     "daemon.shutdown_grace": "0s",
+    "sandbox.readonly_paths": "[]",  # so that work directories are used again
 }
 _IDLE_THREAD_S = 11.0
 """A worker thread without work ends after ten seconds."""
