@@ -137,9 +137,12 @@ class Guest(Machine):
 
 
 def copied_in(vm: Guest, repository: object, path: str = "/srv/workspace") -> str:
-    """A repository of the host's as a directory in the guest that the daemon can read; the target for a run."""
+    """A repository of the host's as a directory in the guest that the daemon can read; the target for a run.
+
+    It is on the disk before this returns.
+    """
     source = Path(str(repository))
     vm.run(f"rm -rf {path}")
     vm.copy_in(source, path)
-    vm.run(f"chmod -R a+rX {path}")
+    vm.run(f"chmod -R a+rX {path}; sync")
     return path
