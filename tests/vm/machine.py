@@ -60,13 +60,13 @@ class Machine:
 
         Its disk, its console and its sockets lie in `directory`, a new one unless it is given.
         """
-        self.directory = Path(tempfile.mkdtemp(prefix="buildd-vm-")) if directory is None else directory
+        with images.image(checkout) as image:
+            self.directory = Path(tempfile.mkdtemp(prefix="buildd-vm-")) if directory is None else directory
+            for file in (image.disk, image.kernel, image.initrd):
+                subprocess.run(["cp", "--sparse=always", "--reflink=auto", file, self.directory], check=True)
         self.agent = Agent(self.directory / "agent.sock")
         self._console, self._complaints = self.directory / "console.log", self.directory / "qemu.log"
         self._qemu: subprocess.Popen[bytes] | None = None
-        with images.image(checkout) as image:
-            for file in (image.disk, image.kernel, image.initrd):
-                subprocess.run(["cp", "--sparse=always", "--reflink=auto", file, self.directory], check=True)
 
     def __enter__(self) -> Self:
         return self
