@@ -141,10 +141,12 @@ class Client:
     def raw(self, method: str, params: object = None, *, timeout: float | None = QUICK_S) -> Any:
         """As `call`, with the answer as the JSON says it."""
         limit = timeout if self._timeout is None else self._timeout
-        request = self.send(method, params)
+        asked = time.monotonic()
+        # one that is being started by systemd takes the request when it is ready
+        request = self.send(method, params, QUICK_S if limit is None else limit)
         if limit is None:
             self._wait_patiently(request, method)
-        elif not self._wait(request, limit):
+        elif not self._wait(request, limit - (time.monotonic() - asked)):
             raise self.no_answer(method, limit)
         return self._take(request)
 

@@ -143,6 +143,14 @@ def test_a_daemon_that_goes_away_before_it_answers_is_noticed_at_once(peer: Peer
     assert "went away before it answered" in words
 
 
+def test_a_daemon_that_is_only_being_started_is_waited_for_as_long_as_asked(ctl: Ctl, listener: socket.socket) -> None:
+    started = time.monotonic()
+    done = ctl("status", "--timeout", "300ms")  # nobody takes the connection, as while systemd holds the socket
+    assert done.returncode == 69
+    assert "did not answer daemon.status within 0.3 s" in done.stderr
+    assert time.monotonic() - started < 8
+
+
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[socket.socket]:
     """A socket that takes one connection at a time."""
