@@ -156,7 +156,7 @@ class Ledger:
             assert finished or not wish.ended, f"run {number} had ended"
             found.add(wish.id)
             wish.number, wish.run = number, id
-        for wish in self.wishes.values():
+        for wish in list(self.wishes.values()):
             if wish.id not in found and not wish.refused:
                 assert not wish.answered, f"run {wish.number} was accepted and is not there"
                 wish.refused = True  # its request never got there, and must not turn up later

@@ -279,7 +279,7 @@ class Chaos:
             deeds: list[str] = []
             try:
                 self._round(rng, strike, deeds)
-            except AssertionError as error:
+            except Exception as error:
                 what = f"seed {self.seed}, round {number}: {strike}. Deeds: {'; '.join(deeds)}."
                 self.say(f"{what}\n{error}\nWhat the daemon left is kept in {self._keep()}")
                 raise AssertionError(f"{what}\n{error}") from error

@@ -70,12 +70,14 @@ class Place:
 
     def change(self, rng: random.Random) -> None:
         """Change some packages, often back to what they were before, and commit."""
-        for part in rng.sample(self.parts, rng.choice((1, 1, 1, 2, 3))):
-            self.codes[part.name] = rng.choice((self.codes[part.name] + 1, rng.randint(1, self.codes[part.name] + 1)))
-            self.fails -= {part.name}
-            if rng.random() < 0.08:
-                self.fails.add(part.name)
-            self._write(part)
+        changed = {part.name for part in rng.sample(self.parts, rng.choice((1, 1, 1, 2, 3)))}
+        mended, self.fails = self.fails, {rng.choice(self.parts).name} if rng.random() < 0.15 else set()
+        for part in self.parts:
+            if part.name in changed:
+                code = self.codes[part.name]
+                self.codes[part.name] = rng.choice((code + 1, rng.randint(1, code + 1)))
+            if part.name in changed | mended | self.fails:
+                self._write(part)
         self.commit()
         if rng.random() < 0.3 and not self.workspace.plain:
             self._branch()
