@@ -12,7 +12,6 @@ listener is closed, and all connections with it; who comes then waits until ther
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 import stat
@@ -23,7 +22,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from buildd import descriptors
+from buildd import descriptors, heap
 
 log = structlog.get_logger()
 
@@ -35,9 +34,9 @@ LEAP_BYTES = 192 << 20
 """More resident memory than the least that was seen. Planning 10,000 packages takes some 100 MiB."""
 _STEADY_BYTES = 8 << 20
 _STEADY_S = 2.0
+"""Memory that changes no more than so much for so long is in use by something else, and the new measure."""
 _CONNECTIONS_PER_S = 20_000
 """About as many as one client can open."""
-"""Memory that changes no more than so much for so long is in use by something else, and the new measure."""
 
 
 class Door(Protocol):
@@ -77,7 +76,7 @@ async def _shut_until_relieved(path: Path, least: int, resident: Callable[[], in
         if count:
             log.warning("memory leapt; all control connections were shut", resident_bytes=now, connections=count)
         await trio.sleep(TICK_S)
-        _give_back()
+        heap.give_back()
         now = resident()
         if now <= least + LEAP_BYTES:
             return least
@@ -104,13 +103,6 @@ def _look_every() -> float:
     """Seconds between looks: the fewer descriptors are left for connections, the sooner they may be taken."""
     last = descriptors.kept_back(descriptors.limit()) // 2
     return min(TICK_S, max(_ALERT_TICK_S / 4, last / _CONNECTIONS_PER_S))
-
-
-def _give_back() -> None:
-    """Have the C library return to the kernel what is free: millions of small parts leave it in pieces."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc's alone
-        trim(0)
 
 
 def shut_connections(path: Path) -> int:

@@ -111,7 +111,7 @@ class Sweeper:
         )
 
     async def _remove(self, gone: Strays) -> None:
-        self._leftovers.signal(gone.processes, signal.SIGKILL)
+        await in_thread(self._leftovers.signal, gone.processes, signal.SIGKILL)
         for build in gone.cgroups:
             await self._leftovers.remove_cgroup(build)
         for build in gone.directories:
