@@ -18,7 +18,7 @@ import structlog
 from msgspec import Struct
 
 from buildd.cgroups import Cgroups
-from buildd.execute.proctree import cookie_of, kill_until_gone, signal_all, with_cookie
+from buildd.execute.proctree import cookies, kill_until_gone, signal_all, with_cookie
 from buildd.store.tree import remove_tree
 from buildd.threads import in_thread
 
@@ -58,10 +58,8 @@ class Leftovers:
 
     def find(self) -> Found:
         processes: dict[str, list[int]] = {}
-        for pid in self.pids():
-            build = cookie_of(pid)
-            if build is not None:
-                processes.setdefault(build, []).append(pid)
+        for pid, build in cookies(self.pids()).items():
+            processes.setdefault(build, []).append(pid)
         groups = self._groups.builds() if self._groups is not None else {}
         return Found(processes=processes, directories=frozenset(self.directories()), cgroups=frozenset(groups))
 

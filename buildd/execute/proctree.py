@@ -27,6 +27,8 @@ COOKIE = "BUILDD_BUILD"
 _PROC = Path("/proc")
 _PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
+_PF_KTHREAD = 0x00200000
+_EXEC_WITHIN_S = 0.02
 
 
 def descendants(pid: int, most: int = sys.maxsize) -> list[int]:
@@ -50,28 +52,53 @@ def cookie_of(pid: int, name: str = COOKIE) -> str | None:
 
     Raises OSError when the machine is too short of something to tell.
     """
+    return cookies([pid], name).get(pid)
+
+
+def cookies(pids: Iterable[int], name: str = COOKIE) -> dict[int, str]:
+    """That value of each of these processes that has one, by pid. Raises OSError when that cannot be told.
+
+    While execve(2) replaces a program there is no environment to read for a moment, which is waited for.
+    """
+    wanted = name.encode() + b"="
+    found: dict[int, str] = {}
+    deadline = time.monotonic() + _EXEC_WITHIN_S
+    while True:
+        again = []
+        for pid in pids:
+            environment = _environment(pid)
+            for entry in environment.split(b"\0"):
+                if entry.startswith(wanted):
+                    found[pid] = entry[len(wanted) :].decode(errors="replace")
+                    break
+            if not environment and _may_be_in_exec(pid):
+                again.append(pid)
+        if not again or time.monotonic() > deadline:
+            return found
+        pids = again
+        time.sleep(0.001)
+
+
+def _environment(pid: int) -> bytes:
+    """The environment a process was started with; empty when it is gone, or not ours to read."""
     try:
-        environment = (_PROC / str(pid) / "environ").read_bytes()
+        return (_PROC / str(pid) / "environ").read_bytes()
     except OSError as error:
         if is_shortage(error):
             raise
-        return None
-    wanted = name.encode() + b"="
-    for entry in environment.split(b"\0"):
-        if entry.startswith(wanted):
-            return entry[len(wanted) :].decode(errors="replace")
-    return None
+        return b""
+
+
+def _may_be_in_exec(pid: int) -> bool:
+    """Whether a process that showed no environment may show one in a moment; from proc_pid_stat(5)."""
+    fields = _stat(pid)
+    return len(fields) > 6 and fields[0] in (b"R", b"D") and not int(fields[6]) & _PF_KTHREAD
 
 
 def with_cookie(matches: Callable[[str], bool], name: str = COOKIE) -> list[int]:
     """Processes other than us whose cookie `matches`. Raises OSError when that cannot be told."""
     own = os.getpid()
-    found = []
-    for pid in processes():
-        value = cookie_of(pid, name) if pid != own else None
-        if value is not None and matches(value):
-            found.append(pid)
-    return found
+    return [pid for pid, value in cookies((pid for pid in processes() if pid != own), name).items() if matches(value)]
 
 
 class Use(NamedTuple):

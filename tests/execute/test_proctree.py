@@ -84,6 +84,21 @@ async def test_the_cookie_survives_new_sessions_and_double_forks(cookie: str) ->
 
 
 @pytest.mark.trio
+async def test_the_cookie_of_a_process_that_becomes_one_program_after_another_is_found(cookie: str) -> None:
+    env = {"AGAIN": 'exec /bin/sh -c "$AGAIN"', COOKIE: cookie}
+    with await spawn(["/bin/sh", "-c", env["AGAIN"]], env=env) as process:
+        assert {cookie_of(process.pid) for _ in range(5000)} == {cookie}
+
+
+@pytest.mark.trio
+async def test_an_environment_that_is_empty_is_not_waited_for() -> None:
+    with await spawn(["/bin/sleep", "60"], env={}) as process:
+        until(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "S", "it sleeps")
+        assert cookie_of(process.pid) is None
+        assert not proctree._may_be_in_exec(process.pid)
+
+
+@pytest.mark.trio
 async def test_only_the_whole_name_of_a_variable_counts(cookie: str) -> None:
     env = {"PATH": os.defpath, f"X{COOKIE}": cookie, f"{COOKIE}X": cookie}
     with await spawn(["sleep", "1000"], env=env) as process:
