@@ -74,7 +74,7 @@ _SHUTDOWN_MARGIN_S = 5.0
 """Of daemon.shutdown_limit, kept for closing what is left when builds would not end."""
 _BUILD_THREADS = 3
 """With 50 builds starting at once, 40 threads held up the control plane by 400 ms, and 3 by 40 ms."""
-_RELOADABLE = ("workers", "limits", "control", "cache", "retry", "repos", "monitor", "throttle")
+_RELOADABLE = ("workers", "limits", "control", "cache", "retry", "repos", "maps", "monitor", "throttle")
 _RELOADABLE_DAEMON = ("log_level", "shutdown_grace", "shutdown_limit", "sweep_interval")
 
 

@@ -106,6 +106,7 @@ class DaemonConfig(Struct, frozen=True, kw_only=True):
 class WorkersConfig(Struct, frozen=True, kw_only=True):
     max_concurrent_builds: int = _CORES
     max_concurrent_clones: int = 4
+    max_concurrent_maps: int = 1
     jobs: int = _CORES
     """$JOBS of each build."""
     nice: int = 10
@@ -159,6 +160,24 @@ class ReposConfig(Struct, frozen=True, kw_only=True):
     """Private key file for ssh; empty uses the agent."""
     token_files: dict[str, str] = {}
     """Host name to the file that holds its access token."""
+
+
+class MapsConfig(Struct, frozen=True, kw_only=True):
+    automatic: bool = True
+    """Map the default branch of each repository after it was cloned, or fetched with changes."""
+    processes: int = min(2, _CORES)
+    """That parse side by side for one map."""
+    timeout: Seconds = Seconds(7200)
+    tokens: int = 4096
+    """Budget of the `map.txt` in the published directory."""
+    max_file_bytes: Bytes = Bytes(1 << 20)
+    """Larger files are left out."""
+    max_file_time: Seconds = Seconds(10)
+    """Files that take longer to parse are left out."""
+    max_cache_bytes: Bytes = Bytes(2 << 30)
+    """Of what is known of single files; the least recently used go first."""
+    keep: int = 4
+    """Most maps of one repository; the least recently used go first."""
 
 
 class FetchConfig(Struct, frozen=True, kw_only=True):
@@ -249,6 +268,7 @@ class Config(Struct, frozen=True, kw_only=True):
     limits: LimitsConfig = LimitsConfig()
     control: ControlConfig = ControlConfig()
     repos: ReposConfig = ReposConfig()
+    maps: MapsConfig = MapsConfig()
     fetch: FetchConfig = FetchConfig()
     cache: CacheConfig = CacheConfig()
     retry: RetryConfig = RetryConfig()
@@ -264,6 +284,10 @@ SECTIONS: dict[str, type[Struct]] = {f.name: f.type for f in msgspec.structs.fie
 _MINIMA = {
     ("workers", "max_concurrent_builds"): 1,
     ("workers", "max_concurrent_clones"): 1,
+    ("workers", "max_concurrent_maps"): 1,
+    ("maps", "processes"): 1,
+    ("maps", "tokens"): 64,
+    ("maps", "keep"): 1,
     ("workers", "jobs"): 1,
     ("workers", "nice"): 0,
     ("limits", "cpu"): 0,

@@ -36,6 +36,40 @@ class CloneProgress(Struct, frozen=True, kw_only=True):
         return 100.0 * self.received_objects / self.total_objects if self.total_objects else 0.0
 
 
+class RepoMapStatus(Struct, frozen=True, kw_only=True):
+    """A map of one commit: being made, made, or not."""
+
+    repository: str
+    """Normalised URL."""
+    commit: str
+    status: Literal["building", "complete", "failed"]
+    build_id: str
+    """UUID of the attempt to make it."""
+    pid: int | None = None
+    """Of the process that makes it; None while it waits for its turn."""
+    started_at: float
+    completed_at: float | None = None
+    error: str | None = None
+    output_path: str | None = None
+    """Directory with `map.txt`, `tags.jsonl`, `tags` and `left_out.jsonl`, once it is complete."""
+    stage: str = ""
+    """What is being done: `waiting`, `listing`, `parsing`, `ranking`, `writing`."""
+    done: int = 0
+    total: int = 0
+    """Files that are looked into."""
+    files: int = 0
+    """In the commit."""
+    mapped: int = 0
+    """Files that were looked into."""
+    parsed: int = 0
+    """Of these, files that no earlier map had."""
+    definitions: int = 0
+    left_out: dict[str, int] = {}
+    """Number of files that were left out, by reason."""
+    bytes: int = 0
+    """On the disk."""
+
+
 class Repository(Struct, frozen=True, kw_only=True):
     """A URL and its bare clone."""
 
@@ -50,6 +84,8 @@ class Repository(Struct, frozen=True, kw_only=True):
     bytes: int = 0
     """Size on disk of the clone when it was last cloned or fetched."""
     fetched_at: float | None = None
+    repo_map_status: RepoMapStatus | None = None
+    """Of the map that was asked for last."""
 
 
 # --- packages ---------------------------------------------------------------------------------------------

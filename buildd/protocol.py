@@ -17,6 +17,7 @@ from buildd.model import (
     CloneProgress as CloneProgress,
     Event as Event,
     PackageState as PackageState,
+    RepoMapStatus as RepoMapStatus,
     Repository as Repository,
     Stats as Stats,
     Strategy as Strategy,
@@ -272,6 +273,233 @@ class Branch(Struct, frozen=True, kw_only=True):
 
 class BranchList(Struct, frozen=True, kw_only=True):
     branches: tuple[Branch, ...]
+
+
+class RevisionParams(RepoParams, frozen=True, kw_only=True):
+    revision: str = ""
+    """Branch, tag, or full or unambiguous short commit id; empty for the default branch."""
+
+
+# --- maps and reading code --------------------------------------------------------------------------------
+
+DEFAULT_MAP_TOKENS = 4096
+MAX_MAP_TOKENS = 65_536
+
+
+class MapRequestParams(RevisionParams, frozen=True, kw_only=True):
+    again: bool = False
+    """Make it once more, also when there is one."""
+
+
+class MapAnswer(Struct, frozen=True, kw_only=True):
+    status: Literal["accepted", "building", "complete", "failed"]
+    """`accepted` when it is begun by this request; `failed` gives the reason of an attempt just before."""
+    message: str
+    repo_map_status: RepoMapStatus
+
+
+class MapList(Struct, frozen=True, kw_only=True):
+    maps: tuple[RepoMapStatus, ...]
+    """Newest first."""
+
+
+class MapGetParams(RevisionParams, frozen=True, kw_only=True):
+    tokens: int = DEFAULT_MAP_TOKENS
+    """The text never takes more; at most MAX_MAP_TOKENS."""
+    focus: tuple[str, ...] = ()
+    """Paths of files that the reader works on: what they lean on comes first."""
+    mention: tuple[str, ...] = ()
+    """Identifiers, or parts of paths, that the reader has in mind."""
+    timeout: float = 0.0
+    """Seconds that the answer may wait for the map to be made, at most MAX_POLL_S."""
+
+
+class MapText(Struct, frozen=True, kw_only=True):
+    repo_map_status: RepoMapStatus
+    text: str = ""
+    """Empty until the map is complete."""
+    tokens: int = 0
+    """Estimated, four bytes or one word to a token, whichever gives more."""
+    files: int = 0
+    """In the text."""
+    definitions: int = 0
+    """In the text."""
+    unknown: tuple[str, ...] = ()
+    """Focus files that are not in the commit, and mentioned names that nothing has."""
+
+
+class MapReadParams(RevisionParams, frozen=True, kw_only=True):
+    file: Literal["map.txt", "tags.jsonl", "tags", "left_out.jsonl"]
+    offset: int = 0
+    limit: int = MAX_CHUNK_BYTES
+
+
+class MapChunk(Struct, frozen=True, kw_only=True):
+    data: bytes
+    """Base64 in JSON."""
+    next_offset: int
+    finished: bool
+
+
+class MapTagsParams(RevisionParams, frozen=True, kw_only=True):
+    name: str = ""
+    """Exact, or a shell pattern. Empty conditions let everything through."""
+    path: str = ""
+    """A file, a directory, or a shell pattern."""
+    kind: str = ""
+    """`class`, `function`, `method` …"""
+    limit: int = 100
+    offset: int = 0
+
+
+class MapTag(Struct, frozen=True, kw_only=True):
+    """A definition."""
+
+    path: str
+    name: str
+    kind: str
+    line: int
+    """From 1."""
+    end_line: int
+    parent: str
+    """What encloses it, outermost first, joined by dots; empty at the top of a file."""
+    signature: str
+    score: float
+    """Share of the rank of the whole repository that it has."""
+
+
+class MapTags(Struct, frozen=True, kw_only=True):
+    tags: tuple[MapTag, ...]
+    """Best first."""
+    total: int
+    """That fulfil the conditions."""
+
+
+class MapRefsParams(RevisionParams, frozen=True, kw_only=True):
+    name: str
+    """An identifier."""
+    limit: int = 100
+    offset: int = 0
+
+
+class MapRef(Struct, frozen=True, kw_only=True):
+    """A line that names an identifier, outside comments and strings."""
+
+    path: str
+    line: int
+    """From 1."""
+    text: str
+
+
+class MapRefs(Struct, frozen=True, kw_only=True):
+    definitions: tuple[MapTag, ...]
+    refs: tuple[MapRef, ...]
+    total: int
+
+
+class TreeParams(RevisionParams, frozen=True, kw_only=True):
+    path: str = ""
+    """A directory; empty for the top."""
+    depth: int = 3
+    """Levels of directories below it."""
+    limit: int = 1000
+    """Most entries."""
+
+
+class TreeEntry(Struct, frozen=True, kw_only=True):
+    path: str
+    type: Literal["directory", "file", "executable", "link", "submodule"]
+    files: int
+    """In it and below; 1 for a file."""
+    bytes: int
+    """Of all these; 0 for a submodule."""
+
+
+class Tree(Struct, frozen=True, kw_only=True):
+    commit: str
+    path: str
+    files: int
+    directories: int
+    bytes: int
+    """Of everything below the path, listed or not."""
+    suffixes: dict[str, int]
+    """Number of files by what their names end in, most frequent first, at most 20."""
+    entries: tuple[TreeEntry, ...]
+    """Directories before files, each by name, what is in a directory right after it."""
+    truncated: bool
+    """True when there are more entries within the depth."""
+
+
+class FilesParams(RevisionParams, frozen=True, kw_only=True):
+    limit: int = 50
+    timeout: float = 0.0
+    """Seconds that the answer may wait for the map to be made, at most MAX_POLL_S."""
+
+
+class RankedFile(Struct, frozen=True, kw_only=True):
+    path: str
+    score: float
+    """Share of the rank of the whole repository."""
+    language: str
+    """Empty when it is none of those that are parsed."""
+    lines: int
+    bytes: int
+    definitions: int
+    role: str
+    """`source`, `test`, `vendored`, `generated`, `example`, `documentation` or `configuration`."""
+
+
+class RankedFiles(Struct, frozen=True, kw_only=True):
+    repo_map_status: RepoMapStatus
+    files: tuple[RankedFile, ...] = ()
+    """Most significant first; empty until the map is complete."""
+    total: int = 0
+
+
+class DocumentsParams(RevisionParams, frozen=True, kw_only=True):
+    path: str = ""
+    """Only below this directory."""
+    limit: int = 100
+
+
+class Document(Struct, frozen=True, kw_only=True):
+    path: str
+    kind: Literal["readme", "guide", "changelog", "license", "manual", "other"]
+    title: str
+    """First heading, or first line; empty when there is none."""
+    bytes: int
+
+
+class Documents(Struct, frozen=True, kw_only=True):
+    commit: str
+    documents: tuple[Document, ...]
+    """What a newcomer reads first is first."""
+    total: int
+
+
+class CatParams(RevisionParams, frozen=True, kw_only=True):
+    path: str
+    first_line: int = 1
+    last_line: int | None = None
+    """None for as much as fits; both count from 1 and are included."""
+    limit: int = MAX_CHUNK_BYTES
+    """Most bytes of text; lines are whole unless one alone is longer."""
+
+
+class FileContent(Struct, frozen=True, kw_only=True):
+    commit: str
+    path: str
+    bytes: int
+    """Of the whole file."""
+    lines: int
+    first_line: int
+    last_line: int
+    """Of what is in `text`; less than `first_line` when nothing is."""
+    text: str
+    """What is not UTF-8 is replaced. Empty for a binary file."""
+    binary: bool
+    truncated: bool
+    """True when there is more than was asked for or fits."""
 
 
 # --- runs -------------------------------------------------------------------------------------------------
