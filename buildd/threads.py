@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import trio
 
@@ -64,6 +64,35 @@ async def in_thread(
             except RuntimeError:
                 if begun:
                     raise
+
+
+class Shared(Generic[T]):
+    """What blocks, and tells how something is now: one call in a thread answers all who asked before it began."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._begun = 0
+        self._last: tuple[int, T] | None = None
+        self._running: trio.Event | None = None
+
+    async def get(self) -> T:
+        """What a call that begins from now on returns, or raises."""
+        wanted = self._begun + 1
+        while self._last is None or self._last[0] < wanted:
+            if self._running is None:
+                await self._call()
+            else:
+                await self._running.wait()
+        return self._last[1]
+
+    async def _call(self) -> None:
+        self._begun = number = self._begun + 1
+        self._running = ended = trio.Event()
+        try:
+            self._last = number, await in_thread(self._function)
+        finally:
+            self._running = None
+            ended.set()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from buildd import shortage
-from buildd.threads import in_thread
+from buildd.threads import Shared, in_thread
 
 pytestmark = pytest.mark.trio
 
@@ -69,3 +69,60 @@ async def test_an_error_of_what_is_done_is_no_want_of_a_thread() -> None:
 
 async def test_the_result_is_that_of_the_function() -> None:
     assert await in_thread(divmod, 7, 2, abandon_on_cancel=True) == (3, 1)
+
+
+async def test_what_is_shared_is_told_as_it_is_after_it_was_asked_for() -> None:
+    now = 0
+    looks: list[int] = []
+    go_on = threading.Semaphore(0)
+
+    def look() -> int:
+        seen = now
+        looks.append(seen)
+        go_on.acquire()
+        return seen
+
+    shared = Shared(look)
+    told: list[tuple[str, int]] = []
+
+    async def ask(name: str) -> None:
+        told.append((name, await shared.get()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, "first")
+        while not looks:
+            await trio.sleep(0.001)
+        now = 1
+        for name in ("second", "third"):  # the call that runs may have looked already
+            nursery.start_soon(ask, name)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        go_on.release(2)
+    assert looks == [0, 1]
+    assert told[0] == ("first", 0)
+    assert sorted(told[1:]) == [("second", 1), ("third", 1)]
+
+
+async def test_who_waits_for_a_shared_call_that_fails_makes_one_of_its_own() -> None:
+    calls = 0
+
+    def look() -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError("not now")
+        return "now"
+
+    shared = Shared(look)
+    told: list[str] = []
+
+    async def ask() -> None:
+        try:
+            told.append(await shared.get())
+        except OSError as error:
+            told.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(ask)
+    assert sorted(told) == ["not now", "now", "now"]
+    assert calls == 2

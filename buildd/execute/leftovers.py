@@ -12,6 +12,7 @@ import os
 import re
 import uuid
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -99,9 +100,9 @@ class Leftovers:
         found = await in_thread(self.find)
         for build in found.cgroups:
             await self.remove_cgroup(build)
-        strays = self.pids()
+        strays = await in_thread(self.pids)
         if strays:
-            survivors = await kill_until_gone(self.pids, within=_KILL_WITHIN_S)
+            survivors = await kill_until_gone(partial(in_thread, self.pids), within=_KILL_WITHIN_S)
             log.warning("stray processes of an earlier daemon were killed", pids=strays, survivors=survivors)
         for build in found.directories:
             await in_thread(self.remove_directories, build)

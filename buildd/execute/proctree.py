@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,7 +184,7 @@ def _stat(pid: int) -> list[bytes]:
         return []
 
 
-async def kill_until_gone(find: Callable[[], list[int]], *, within: float) -> list[int]:
+async def kill_until_gone(find: Callable[[], Awaitable[list[int]]], *, within: float) -> list[int]:
     """SIGKILL whatever `find` returns until it returns nothing; the survivors after `within` seconds.
 
     What cannot be told for want of descriptors or memory is asked again. Raises OSError when it never could be.
@@ -193,7 +193,7 @@ async def kill_until_gone(find: Callable[[], list[int]], *, within: float) -> li
     pause = 0.005
     while True:
         try:
-            victims = [pid for pid in find() if alive(pid)]
+            victims = [pid for pid in await find() if alive(pid)]
         except OSError as error:
             if not is_shortage(error) or time.monotonic() > deadline:
                 raise

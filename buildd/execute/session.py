@@ -223,7 +223,11 @@ async def _end_all(tree: Tree, group: Cgroup | None) -> list[int]:
         group.kill()
     survivors = await tree.kill(within=KILL_WITHIN_S)
     if group is not None:
-        survivors = await kill_until_gone(group.pids, within=KILL_WITHIN_S)
+
+        async def left() -> list[int]:
+            return group.pids()
+
+        survivors = await kill_until_gone(left, within=KILL_WITHIN_S)
     return survivors
 
 

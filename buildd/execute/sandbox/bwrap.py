@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from buildd.errors import BuildFailure
-from buildd.execute.proctree import alive, children, descendants, kill_until_gone, signal_all
+from buildd.execute.proctree import children, descendants, kill_until_gone, signal_all
 from buildd.execute.sandbox import WORK_DIRECTORIES, Layout, Output, directory_below
 from buildd.execute.sandbox.etc import Etc
 from buildd.process import Process
@@ -104,7 +104,11 @@ class BwrapTree:
         if self._process.exit is None:
             self._process.kill()
             await self._process.wait()
-        return await kill_until_gone(lambda: [pid for pid in inside if alive(pid)], within=within / 2)
+
+        async def left() -> list[int]:
+            return inside
+
+        return await kill_until_gone(left, within=within / 2)
 
 
 class BwrapSandbox:

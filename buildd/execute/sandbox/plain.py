@@ -24,18 +24,19 @@ from buildd.execute.proctree import (
     adopted,
     become_subreaper,
     cookie_of,
+    cookies,
     descendants,
     kill_until_gone,
+    processes,
     reap_adopted,
     session_of,
     signal_all,
     started_at,
-    with_cookie,
 )
 from buildd.execute.sandbox import Layout, Output, directory_below
 from buildd.process import Process
 from buildd.store.tree import remove_tree
-from buildd.threads import in_thread
+from buildd.threads import Shared, in_thread
 
 
 class PlainTree:
@@ -45,11 +46,15 @@ class PlainTree:
     several builds run: it goes with the last of them.
     """
 
-    def __init__(self, process: Process, build: str, active: set[str]) -> None:
-        """`active` holds the builds that have a tree; this one adds itself, and leaves with `kill`."""
+    def __init__(self, process: Process, build: str, active: set[str], cookies: Shared[dict[int, str]]) -> None:
+        """`active` holds the builds that have a tree; this one adds itself, and leaves with `kill`.
+
+        `cookies` tells whose each process of the machine is.
+        """
         self._process = process
         self._build = build
         self._active = active
+        self._cookies = cookies
         active.add(build)
 
     def pids(self, most: int = sys.maxsize) -> list[int]:
@@ -78,19 +83,21 @@ class PlainTree:
         self._signal_group(signal.SIGKILL)
         await self._process.wait()
         self._active.discard(self._build)
-        return await kill_until_gone(
-            lambda: self._left() + [pid for pid, start in below.items() if start and started_at(pid) == start],
-            within=within,
-        )
+
+        async def left() -> list[int]:
+            still = [pid for pid, start in below.items() if start and started_at(pid) == start]
+            return still + await self._left()
+
+        return await kill_until_gone(left, within=within)
 
     def _signal_group(self, number: int) -> None:
         """Signal the driver and what has stayed in its process group, as one."""
         if self._process.poll() is None:  # else the number may be another's by now
             os.killpg(self._process.pid, number)
 
-    def _left(self) -> list[int]:
+    async def _left(self) -> list[int]:
         reap_adopted()
-        found = with_cookie(lambda build: build == self._build)
+        found = [pid for pid, build in (await self._cookies.get()).items() if build == self._build]
         if not self._active:
             found += [pid for orphan in adopted() for pid in (orphan, *descendants(orphan))]
         return found
@@ -233,6 +240,7 @@ class PlainSandbox:
         become_subreaper()
         self._prefix = SharedPrefix(state_dir / "prefix")
         self._active: set[str] = set()
+        self._cookies = Shared(lambda: cookies(processes()))
 
     def refresh(self) -> None:
         """Builds see the machine itself."""
@@ -257,7 +265,7 @@ class PlainSandbox:
         return ["/usr/bin/env", "-C", str(work / "src"), *command]
 
     def tree(self, process: Process, build: str) -> PlainTree:
-        return PlainTree(process, build, self._active)
+        return PlainTree(process, build, self._active, self._cookies)
 
     @asynccontextmanager
     async def prefix(self, build: str, outputs: Sequence[Output]) -> AsyncIterator[Path | None]:
