@@ -27,6 +27,7 @@ FLOORS = [  # from top to bottom
         "config",
         "errors",
         "process",
+        "conversation",
         "systemd",
         "logging",
         "heap",

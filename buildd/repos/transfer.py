@@ -1,22 +1,20 @@
 """One clone or fetch as seen by the daemon: start the worker, follow it, end it in time.
 
 Invariant: when `transfer` returns or raises, cancellation included, the worker and every process of its group
-are dead and reaped. The group is always killed before the worker is reaped, so its number still is ours.
+are dead and reaped.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping
 
 import msgspec
 import trio
 
+from buildd.conversation import converse, module_argv
 from buildd.errors import BuilddError, is_shortage
-from buildd.process import Process, Spawner
+from buildd.process import Spawner
 from buildd.repos.wire import MAX_LINE, Done, Failure, FailureClass, Progress, Reply, Request
 
 _INHERITED = (
@@ -25,7 +23,6 @@ _INHERITED = (
     *("HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
 """All of the daemon's environment that a transport sees."""
-_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from buildd.repos.worker import main; main()"
 _WAITING_STAGES = ("connecting", "counting", "receiving")
 _HINTS: dict[FailureClass, str] = {
     "auth": "Give buildd a token or an ssh key for this host (repos.token_files, repos.ssh_key), or check its rights.",
@@ -48,9 +45,8 @@ class CloneFailed(BuilddError):
 
 
 def worker_argv() -> list[str]:
-    """How to start the worker: isolated from environment and directory, but with the very `sys.path` that this
-    process imports from, so that it works from a checkout as well as from an installed package."""
-    return [sys.executable, "-I", "-c", _BOOT, *(path for path in sys.path if path.startswith("/"))]
+    """How to start the worker."""
+    return module_argv("buildd.repos.worker")
 
 
 def worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -95,70 +91,33 @@ async def _run(
     report: Callable[[Progress], None],
 ) -> Done:
     idle.deadline = trio.current_time() + idle_timeout_s
-    process, replies = await _start(request, spawner, environ)
     last: Reply | None = None
-    words: list[str] = []
-    with process:
-        try:
-            async with trio.lowlevel.FdStream(replies) as stream:
-                pending = b""
-                async for data in stream:
-                    *lines, pending = (pending + data).split(b"\n")
-                    pending = pending[-MAX_LINE:]
-                    for line in lines:
-                        reply = _decode(line)
-                        if reply is None:
-                            words = [*words[-4:], line.decode("utf-8", "replace")[:500]]
-                            continue
-                        if isinstance(reply, Progress) and reply != last:
-                            waiting = reply.stage in _WAITING_STAGES
-                            idle.deadline = trio.current_time() + idle_timeout_s if waiting else math.inf
-                            report(reply)
-                        last = reply
-        finally:
-            _kill_group(process)
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-            await process.wait()  # after the kill: bounded by the kernel
-        status = process.exit.status if process.exit is not None else "unknown"
-    if isinstance(last, Done):
-        return last
-    if isinstance(last, Failure):
-        raise CloneFailed(last.kind, last.message)
-    said = f": {' / '.join(words)}" if words else ""
-    raise CloneFailed("other", f"the {request.operation} worker ended without a result (status {status}){said}")
 
+    def hear(line: bytes) -> bool:
+        nonlocal last
+        reply = _decode(line)
+        if isinstance(reply, Progress) and reply != last:
+            idle.deadline = trio.current_time() + idle_timeout_s if reply.stage in _WAITING_STAGES else math.inf
+            report(reply)
+        last = reply or last
+        return reply is not None
 
-async def _start(request: Request, spawner: Spawner, environ: Mapping[str, str]) -> tuple[Process, int]:
-    """The worker with its request in its stdin, and the reading end of its replies."""
-    ends: list[int] = []
     try:
-        out_read, out_write = os.pipe()
-        ends += [out_read, out_write]
-        stdin_read, stdin_write = os.pipe()
-        ends += [stdin_read, stdin_write]
-        # At most a few KiB, less than a pipe holds: this cannot block.
-        os.write(stdin_write, msgspec.json.encode(request))
-        process = await spawner(worker_argv(), env=environ, stdin=stdin_read, stdout=out_write, stderr=out_write)
+        ended = await converse(
+            worker_argv(), msgspec.json.encode(request), spawner=spawner, env=environ, hear=hear, max_line=MAX_LINE
+        )
     except OSError as error:
         raise CloneFailed(
             "other",
             f"cannot start a clone worker: {error}",
             hint="`buildctl status` says what the machine is short of; ask again later." if is_shortage(error) else "",
         ) from error
-    else:
-        ends.remove(out_read)
-    finally:
-        for fd in ends:
-            os.close(fd)
-    return process, out_read
-
-
-def _kill_group(process: Process) -> None:
-    if process.exit is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # the worker is a zombie and nothing else is left of its group
+    if isinstance(last, Done):
+        return last
+    if isinstance(last, Failure):
+        raise CloneFailed(last.kind, last.message)
+    said = f": {ended.words}" if ended.words else ""
+    raise CloneFailed("other", f"the {request.operation} worker ended without a result (status {ended.status}){said}")
 
 
 def _decode(line: bytes) -> Reply | None:
