@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ctl import endpoint
 from ctl.failure import UNREACHABLE, USAGE, CtlError, Gone, exit_code
+from ctl.section import Record
 from ctl.wire import Closed, Wire
 
 if TYPE_CHECKING:
@@ -149,6 +150,13 @@ class Client:
         elif not self._wait(request, limit - (time.monotonic() - asked)):
             raise self.no_answer(method, limit)
         return self._take(request)
+
+    def read(self, method: str, params: object = None) -> Any:
+        """As `call`, with the answer as something that has the struct's attributes."""
+        answer = self.raw(method, params)
+        if not isinstance(answer, dict):
+            raise _not_understood(method, "it is no object")
+        return Record(answer)
 
     def _wait(self, request: int, timeout: float) -> bool:
         deadline = time.monotonic() + timeout

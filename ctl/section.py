@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ctl.failure import CtlError
 from ctl.text import printable
+
+
+class Record:
+    """A JSON object with its members as attributes, and those in it too: what a struct of the protocol is to readers.
+
+    Raises CtlError for a member that is not there.
+    """
+
+    def __init__(self, members: dict[str, Any]) -> None:
+        self.__dict__.update((name, _readable(value)) for name, value in members.items())
+
+    def __getattr__(self, name: str) -> Any:
+        raise CtlError(
+            f"the daemon's answer is not understood: it has no {name}",
+            hint="client and daemon may be of different versions: `buildctl version` shows both",
+        )
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Record(value)
+    if isinstance(value, list):
+        return tuple(map(_readable, value))
+    return value
 
 
 class Section:

@@ -11,7 +11,7 @@ import argparse
 from ctl.client import connect
 from ctl.failure import INTERRUPTED, OK
 from ctl.output import STATE_COLOURS, note, paint, say, say_json
-from ctl.section import Section
+from ctl.section import Record, Section
 from ctl.target import absolute
 from ctl.text import MAX_ROWS, counts, duration
 from ctl.verbs import Verb, seconds
@@ -45,6 +45,10 @@ def _start(args: argparse.Namespace) -> int:
         if args.wait:
             if not args.json and _is_uneventful(started.section("run")):
                 return _say_uneventful(started.section("run"), quiet=args.quiet)
+            if started.section("run").section("stats").count("total") > MAX_ROWS:  # its events are not told either
+                from ctl.summary import summarise
+
+                return summarise(client, Record(answer).run, args)
             from ctl.watch import watch_started
 
             return watch_started(client, answer, args)

@@ -1,18 +1,22 @@
-"""The end of a run in words: a table of its packages, counts that add up, and why what failed did so."""
+"""The end of a run in words: a table of its packages, counts that add up, and why what failed did so.
+
+Runs are structs of the protocol here, or what reads like them: a start that is over soon does not load those.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from buildd import protocol
-from buildd.protocol import BuildRecord
 from ctl.client import Client
 from ctl.failure import CtlError
-from ctl.output import MARKS, STATE_COLOURS, paint, say, say_lines
-from ctl.text import MAX_ROWS, clip, counts, duration, printable, screen_line, size, table
+from ctl.output import MARKS, STATE_COLOURS, paint, say, say_json, say_lines
+from ctl.text import MAX_ROWS, STATES, clip, counts, duration, printable, screen_line, size, table
+
+if TYPE_CHECKING:
+    from buildd import protocol
 
 LOG_LINES = 15
 MAX_FAILURES = 10
@@ -22,6 +26,22 @@ LONG_BYTES = 16 * 1024
 EVENTFUL: tuple[protocol.PackageState, ...] = ("success", "failed", "blocked", "cancelled")
 """States of packages that the summary of a large run asks for."""
 UNEVENTFUL = ("success", "skipped", "ignored")
+
+
+def summarise(client: Client, run: protocol.RunView, args: argparse.Namespace) -> int:
+    """Print a run that has ended; of `run` only what is the same without its packages is looked at."""
+    stats, shown = run.stats, run
+    if args.json:
+        answer = client.raw("run.status", {"run": run.id})
+        say_json(answer)
+        return exit_code(run)
+    if stats.total <= MAX_ROWS:
+        shown = client.read("run.status", {"run": run.id})
+    elif stats.skipped + stats.ignored < stats.total:
+        shown = client.read("run.status", {"run": run.id, "states": EVENTFUL})
+    print_summary(client, shown, quiet=args.quiet)
+    sys.stdout.flush()
+    return exit_code(shown)
 
 
 def exit_code(run: protocol.RunView) -> int:
@@ -38,7 +58,8 @@ def took(run: protocol.RunView) -> str:
 def ending(run: protocol.RunView) -> str:
     """`run 7 completed in 1.2s: 3 packages = 3 success`."""
     state = paint(run.state, STATE_COLOURS.get(run.state))
-    return f"run {run.number} {state}{took(run)}: {counts(msgspec.structs.asdict(run.stats))}"
+    stats = {name: getattr(run.stats, name) for name in ("total", *STATES)}
+    return f"run {run.number} {state}{took(run)}: {counts(stats)}"
 
 
 def print_summary(client: Client, run: protocol.RunView, *, quiet: bool = False) -> None:
@@ -116,8 +137,7 @@ def print_failure(client: Client, package: protocol.RunPackage) -> None:
 def log_end(client: Client, build: str) -> list[str]:
     """The last lines of a log, fit for a screen; why not, where it cannot be read."""
     try:
-        params = protocol.LogParams(build=build, offset=-LONG_BYTES)
-        chunk = client.call("build.log", params, protocol.LogChunk)
+        chunk = client.read("build.log", {"build": build, "offset": -LONG_BYTES})
     except CtlError as error:
         return [f"(the log cannot be read: {error.message})"]
     lines = chunk.text.splitlines()
@@ -130,9 +150,9 @@ def artifact_sizes(client: Client, run: protocol.RunView) -> dict[str, int]:
     if not made:
         return {}
     # of a large run only what it built is here, and that is the newest
-    params = protocol.ArtifactListParams(limit=made if run.stats.total > MAX_ROWS else max(100, 2 * made))
+    limit = made if run.stats.total > MAX_ROWS else max(100, 2 * made)
     try:
-        found = client.call("artifact.list", params, protocol.ArtifactList).artifacts
+        found = client.read("artifact.list", {"limit": limit}).artifacts
     except CtlError:
         return {}
     return {name: artifact.bytes for artifact in found for name in (artifact.output_id, artifact.path)}
@@ -143,12 +163,12 @@ def _print_places(client: Client, run: protocol.RunView) -> None:
     built = next((package for package in run.packages if package.build_id), None)
     if not made and built is None:
         return
-    state_dir = client.call("daemon.status", None, protocol.DaemonStatus).state_dir
+    state_dir = client.read("daemon.status").state_dir
     if made:
         where = _below(state_dir, made[-1].artifact or "")
         say(f"artifacts: {where}buildctl artifacts get {printable(made[-1].name)}")
     if built is not None and built.build_id is not None:
-        log = client.call("build.show", protocol.BuildParams(build=built.build_id), BuildRecord).log
+        log = client.read("build.show", {"build": built.build_id}).log
         say(f"logs: {_below(state_dir, log)}buildctl logs {run.number} {printable(built.name)}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 MAX_ROWS = 50
 """Rows of a run's table before packages without news are left out."""
-_STATES = ("success", "failed", "skipped", "blocked", "ignored", "cancelled", "queued", "running")
+STATES = ("success", "failed", "skipped", "blocked", "ignored", "cancelled", "queued", "running")
 _UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -66,7 +66,7 @@ def plural(count: int, noun: str) -> str:
 
 def counts(stats: Mapping[str, int]) -> str:
     """`12 packages = 9 success + 2 failed + 1 blocked`, of numbers by state and their `total`."""
-    parts = [f"{stats[state]} {state}" for state in _STATES if stats.get(state)]
+    parts = [f"{stats[state]} {state}" for state in STATES if stats.get(state)]
     return f"{plural(stats['total'], 'package')} = {' + '.join(parts)}" if parts else "no packages"
 
 

@@ -13,8 +13,8 @@ from ctl.failure import FAILED, INTERRUPTED, TIMED_OUT, CtlError
 from ctl.follow import Silent, View, follow, newest_event, replay, run_view
 from ctl.lines import Lines
 from ctl.output import note, say_json
-from ctl.summary import EVENTFUL, exit_code, print_summary
-from ctl.text import MAX_ROWS, duration
+from ctl.summary import summarise
+from ctl.text import duration
 
 
 def watch_started(client: Client, answer: object, args: argparse.Namespace) -> int:
@@ -22,12 +22,8 @@ def watch_started(client: Client, answer: object, args: argparse.Namespace) -> i
     started = convert(answer, protocol.StartResult, "run.start")
     if started.run is None:
         return watch(client, started, args, summarise)
-    if started.run.stats.total <= MAX_ROWS:
-        view = _view(args)
-        replay(client, started.id, started.event, view)
-    code = summarise(client, started.run, args)
-    sys.stdout.flush()
-    return code
+    replay(client, started.id, started.event, _view(args))
+    return summarise(client, started.run, args)
 
 
 def watch_run(client: Client, args: argparse.Namespace) -> int:
@@ -36,20 +32,6 @@ def watch_run(client: Client, args: argparse.Namespace) -> int:
     run = client.call("run.status", protocol.RunStatusParams(run=args.run, packages=False), protocol.RunView)
     found = protocol.StartResult(id=run.id, number=run.number, event=after)
     return watch(client, found, args, summarise, timeout=args.wait_timeout)
-
-
-def summarise(client: Client, run: protocol.RunView, args: argparse.Namespace) -> int:
-    """Print a run that has ended; of `run` only what is the same without its packages is looked at."""
-    stats, shown = run.stats, run
-    if args.json or stats.total <= MAX_ROWS:
-        shown = run_view(client, run.id)
-    elif stats.skipped + stats.ignored < stats.total:
-        shown = run_view(client, run.id, states=EVENTFUL)
-    if args.json:
-        say_json(shown)
-    else:
-        print_summary(client, shown, quiet=args.quiet)
-    return exit_code(shown)
 
 
 def _view(args: argparse.Namespace) -> View:
