@@ -99,6 +99,7 @@ class Collector:
 
     async def _wait(self, position: int) -> tuple[int, bool]:
         """Wait until it is time to look; the position in the journal, and whether a build found the disk full."""
+        await trio.sleep(_REST_S)  # builds that end together are one reason to look
         now = trio.current_time()
         due = max(self._rest_until, now if self._built else min(self._next_look, now + LOOK_EVERY_S))
         try:

@@ -28,7 +28,7 @@ _PROC = Path("/proc")
 _PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
 _PF_KTHREAD = 0x00200000
-_EXEC_WITHIN_S = 0.02
+_EXEC_WITHIN_S = 0.1
 
 
 def descendants(pid: int, most: int = sys.maxsize) -> list[int]:
