@@ -1,7 +1,7 @@
 """The composition root: makes everything, nests it, and takes it down again.
 
     database writer                 outermost: the last to go, so that all others can still record
-      clones                        children of transfers die with it
+      clones, maps                  children of transfers die with it
         sampler and its watchers    of the machine, the daemon and the builds
         engine                      runs, and below them builds
           control, signals, watchdog  innermost: the first to go; still answers while builds are being stopped
@@ -57,11 +57,13 @@ from buildd.monitor.sampler import Sampler, watch
 from buildd.monitor.throttle import Throttler
 from buildd.process import Process, spawn
 from buildd.protocol import SOCKET_NAME, CheckResult
+from buildd.repomap.maps import Maps
 from buildd.repos.clones import Clones, CloneSettings
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.database import Database
 from buildd.store.journal import Journal
 from buildd.store.logs import Logs
+from buildd.store.maps import MapStore
 from buildd.store.queries import Queries
 from buildd.store.rebuild import Receipts
 from buildd.store.repositories import RepositoryStore
@@ -163,6 +165,17 @@ class Daemon:
         )
         repositories.restore_from(clones.list)
         self._clones = clones
+        map_records = MapStore(database)
+        maps = Maps(
+            cache_dir / "maps",
+            self.config,
+            clones,
+            map_records,
+            lambda kind, url, data: _discard(journal.emit(kind, repository=url, data=data)),
+            earlier_end=self._earlier_end,
+            cookie={DAEMON_COOKIE: instance},
+        )
+        map_records.restore_from(maps.list)
         tools = BuildTools(
             config=self.config,
             sandbox=sandbox,
@@ -212,13 +225,14 @@ class Daemon:
         try:
             async with trio.open_nursery() as transfers:
                 await transfers.start(clones.run)
+                await transfers.start(maps.run)
                 async with trio.open_nursery() as work:
                     await work.start(collector.run)  # it clears up before runs make anything new
                     watchers = await self._watch(work, engine, collector, gate, journal)
                     self._has_begun = True
                     await work.start(engine.run)
                     await work.start(sweeper.run)
-                    await self._with_engine(engine, collector, clones, journal, database, runs, tools, watchers)
+                    await self._with_engine(engine, collector, clones, maps, journal, database, runs, tools, watchers)
                     work.cancel_scope.cancel()
                 transfers.cancel_scope.cancel()
         finally:
@@ -262,6 +276,7 @@ class Daemon:
         engine: Engine,
         collector: Collector,
         clones: Clones,
+        maps: Maps,
         journal: Journal,
         database: Database,
         runs: RunStore,
@@ -280,6 +295,7 @@ class Daemon:
             config=self.config,
             engine=engine,
             clones=clones,
+            maps=maps,
             journal=journal,
             database=database,
             runs=runs,

@@ -93,4 +93,12 @@ MIGRATIONS: tuple[str, ...] = (
         last INTEGER NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE maps (
+        repository TEXT NOT NULL,
+        revision TEXT NOT NULL,
+        record BLOB NOT NULL,
+        PRIMARY KEY (repository, revision)
+    ) WITHOUT ROWID;
+    """,
 )

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from buildd.control.handlers import artifact, build, daemon, db, events, package, repo, run
+from buildd.control.handlers import artifact, build, daemon, db, events, map, package, repo, run
 from buildd.control.handlers.services import Services
 from buildd.control.socket import Peer
 
@@ -25,6 +25,15 @@ _METHODS: dict[str, Callable[..., Awaitable[Any]]] = {
     "repo.cancel": repo.cancel,
     "repo.delete": repo.delete,
     "repo.branches": repo.branches,
+    "repo.files": map.files,
+    "map.request": map.request,
+    "map.status": map.status,
+    "map.list": map.list_all,
+    "map.get": map.get,
+    "map.read": map.read,
+    "map.tags": map.tags,
+    "map.refs": map.refs,
+    "map.cancel": map.cancel,
     "run.start": run.start,
     "run.plan": run.plan,
     "package.why": package.why,

@@ -16,6 +16,7 @@ from buildd.monitor.gate import Gate
 from buildd.monitor.memory import MemoryGuard
 from buildd.monitor.sampler import Sampler
 from buildd.protocol import CheckResult
+from buildd.repomap.maps import Maps
 from buildd.repos.clones import Clones
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.database import Database
@@ -38,6 +39,7 @@ class Services(Struct, frozen=True, kw_only=True):
     config: Callable[[], Config]
     engine: Engine
     clones: Clones
+    maps: Maps
     journal: Journal
     database: Database
     runs: RunStore
