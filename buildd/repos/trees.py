@@ -32,7 +32,7 @@ from buildd.repos import limits, local
 from buildd.repos.checkout import Writer
 from buildd.repos.snapshot import snapshot
 
-__all__ = ["Branch", "Entry", "GitStore", "crc32", "list_branches", "snapshot"]
+__all__ = ["Branch", "Entry", "GitStore", "RawEntry", "crc32", "list_branches", "snapshot"]
 
 pygit2.settings.owner_validation = False
 
@@ -47,6 +47,14 @@ class Entry(NamedTuple):
     path: str
     mode: int
     id: str
+
+
+class RawEntry(NamedTuple):
+    """As `Entry`, with the bytes of path and id."""
+
+    path: bytes
+    mode: int
+    id: bytes
 
 
 class Branch(Struct, frozen=True, kw_only=True):
@@ -188,6 +196,52 @@ class GitStore:
         """Everything in a tree but the directories themselves, in git's order. Raises InvalidInput (limits)."""
         with self._borrow() as repository:
             return list(_walk(repository, self._tree(repository, tree)))
+
+    def raw_listing(self, commit: str) -> list[RawEntry]:
+        """As `listing`, of a commit or tree and sorted by path: ten times as fast, for what reads whole repositories.
+
+        Raises NotFound, InvalidInput (limits).
+        """
+        found: list[RawEntry] = []
+        with self._borrow() as repository:
+            stack = [(b"", str(self._root(repository, commit).id))]
+            count = 0
+            while stack:
+                prefix, tree = stack.pop()
+                if prefix.count(b"/") >= limits.MAX_DEPTH:
+                    raise InvalidInput(f"directory {prefix[:200]!r} is nested more than {limits.MAX_DEPTH} deep")
+                entries = _raw_entries(repository, tree)
+                count += len(entries)
+                if count > limits.MAX_ENTRIES:
+                    raise InvalidInput(f"tree {commit} has more than {limits.MAX_ENTRIES} entries")
+                for raw_mode, name, id in entries:
+                    mode = _plain_mode(raw_mode)
+                    if mode == DIRECTORY:
+                        stack.append((prefix + name + b"/", id.hex()))
+                    else:
+                        found.append(RawEntry(prefix + name, mode, id))
+        return sorted(found)
+
+    @contextlib.contextmanager
+    def blobs(self) -> Iterator[Callable[[bytes, int], tuple[int, bytes | None]]]:
+        """A function for many blobs one after the other: of an id and a limit it makes the blob's size and content.
+
+        The content is None when it has more bytes than the limit. The function raises NotFound.
+        """
+        with self._borrow() as repository:
+            objects = repository.odb
+
+            def read(id: bytes, limit: int) -> tuple[int, bytes | None]:
+                oid = pygit2.Oid(raw=id)
+                try:
+                    kind, size = objects.read_header(oid)
+                    if kind != pygit2.enums.ObjectType.BLOB:
+                        raise NotFound(f"object {id.hex()} is not a file")
+                    return size, bytes(objects.read(oid)[1]) if size <= limit else None
+                except (pygit2.GitError, KeyError, ValueError) as error:
+                    raise NotFound(f"no blob {id.hex()} in {self.path}: {error}") from None
+
+            yield read
 
     def read_blob(self, id: str, limit: int) -> bytes:
         """Content of a blob. Raises InvalidInput when it has more than `limit` bytes, NotFound."""

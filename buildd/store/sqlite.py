@@ -26,6 +26,8 @@ LOCK_PATIENCE_S = 2.0
 """How long a writer waits for a lock that another process holds."""
 READ_PATIENCE_S = 5.0
 """How long a reader does."""
+CACHE_PATIENCE_S = 30.0
+"""How long a user of a cache does: what another one writes at a time is little."""
 _READ_CACHE_KIB = 512
 """Of each reader, a quarter of what SQLite would take: the kernel has the pages as well."""
 _OWN_TABLES = {"repositories", "runs", "builds", "events"}
@@ -58,6 +60,23 @@ def connect_reader(path: Path) -> Connection:
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=READ_PATIENCE_S, check_same_thread=False)
     connection.execute("PRAGMA query_only = ON")
     connection.execute(f"PRAGMA cache_size = {-_READ_CACHE_KIB}")
+    return connection
+
+
+def connect_cache(path: Path, schema: str) -> Connection:
+    """A connection to a database that may be lost, and that several processes use; made by `schema` when it is new.
+
+    A crash of the machine may lose what was written last, not the database. Raises Error, also when it is damaged.
+    """
+    connection = sqlite3.connect(path, timeout=CACHE_PATIENCE_S, isolation_level=None)
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts as long as there is no table
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.executescript(f"BEGIN IMMEDIATE; {schema}; COMMIT;")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -1,0 +1,104 @@
+"""From a blob's bytes to its record: sort out, tell the language, find definitions and references."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import sys
+from array import array
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from buildd.errors import NotFound
+from buildd.repomap import contents, languages, lexer, tagger
+from buildd.repomap.records import KIND_NUMBERS, Record, word_hash
+from buildd.repos.trees import GitStore
+
+Task = tuple[bytes, str]
+"""Id of a blob, and the hint that its name gives about its language."""
+FRAME = struct.Struct("=I")
+
+_hash = lru_cache(maxsize=1 << 15)(word_hash)
+_MAX_COUNT = 0xFFFF
+_WORD_STARTS = re.compile(r"[a-z0-9][A-Z]|[A-Za-z0-9]_+[A-Za-z0-9]")
+_LONG = 8
+
+
+def examine(data: bytes, hint: str) -> Record:
+    size = len(data)
+    reason = contents.sort_out(data)
+    text = contents.as_utf8(data) if reason is None else None
+    if text is None:
+        return Record(size, reason or "binary")
+    language = languages.language_of(hint, text)
+    found = tagger.definitions(text, language) if language else []
+    counts = lexer.references(text, language)
+    words = sorted((_hash(word), min(count, _MAX_COUNT)) for word, count in counts.items())
+    places = array("i")
+    for definition in found:
+        places.extend((definition.line, definition.end_line, definition.enclosing))
+    return Record(
+        size=size,
+        language=language,
+        lines=contents.count_lines(text),
+        generated=contents.says_generated(text),
+        words=array("Q", [word for word, _ in words]).tobytes(),
+        counts=array("H", [count for _, count in words]).tobytes(),
+        names=tuple(definition.name for definition in found),
+        hashes=array("Q", [_hash(definition.name.encode("utf-8", "replace")) for definition in found]).tobytes(),
+        weights=bytes(weight_of(definition.name) for definition in found),
+        kinds=bytes(KIND_NUMBERS[definition.kind] for definition in found),
+        places=places.tobytes(),
+        tags=tuple(map(tagger.tag_members, found)),
+        ctags=tuple(
+            tagger.ctags_fields(definition, found[definition.enclosing] if definition.enclosing >= 0 else None)
+            for definition in found
+        ),
+    )
+
+
+def weight_of(name: str) -> int:
+    """How much it tells that a text has this name, in sixteenths.
+
+    Long names of several words hardly occur by chance; short ones do, and private ones are no concern of other files.
+    """
+    weight = 16
+    if len(name) >= _LONG and _WORD_STARTS.search(name):
+        weight = 80
+    elif len(name) >= _LONG:
+        weight = 32
+    elif len(name) <= 3:
+        weight = 4
+    if name.startswith(("_", "#")):
+        weight //= 4
+    return weight
+
+
+def serve(repository: str, max_file_bytes: int, requests: int, replies: int) -> None:
+    """Answer batches of tasks on one descriptor by records on the other, until there are no more."""
+    sys.setrecursionlimit(1000)
+    encoder, decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Task])
+    with GitStore(Path(repository)) as store, store.blobs() as read, open(requests, "rb") as batches:
+        while header := batches.read(FRAME.size):
+            for id, hint in decoder.decode(batches.read(FRAME.unpack(header)[0])):
+                record = _record(read, id, hint, max_file_bytes)
+                data = encoder.encode(record)
+                _write(replies, FRAME.pack(len(data)) + data)
+
+
+def _record(read: Callable[[bytes, int], tuple[int, bytes | None]], id: bytes, hint: str, limit: int) -> Record:
+    try:
+        size, data = read(id, limit)
+    except NotFound:
+        return Record(0, "missing")
+    return Record(size, "too_large") if data is None else examine(data, hint)
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

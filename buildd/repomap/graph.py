@@ -1,0 +1,244 @@
+"""From records to numbers: names, definitions, and the links that files are ranked by.
+
+A *name* is an identifier that something defines; names are numbered by their hashes. A *node* is a name within a family
+of languages, and leads to the files of that family that define it. What a file names and its own family does not
+define leads to one further node of the name, which is for all families. A file's references to what it defines itself
+say nothing about others and make no edge. Declarations count where there is no definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from buildd.repomap import ranking, roles
+from buildd.repomap.languages import FAMILIES, LANGUAGES
+from buildd.repomap.ranking import Floats, Links
+from buildd.repomap.records import KINDS, ONLY_SCOPES, TYPES, Record, word_hash
+
+U8, U16, U32, U64, I32 = np.uint8, np.uint16, np.uint32, np.uint64, np.int32
+
+_SALTS = np.array([word_hash(f"family {name}".encode()) for name in FAMILIES], U64)
+_ANY_SALT = U64(word_hash(b"any family"))
+_DEFINES = np.array([kind not in ONLY_SCOPES for kind in KINDS])
+_DECLARES = np.array([kind == "prototype" for kind in KINDS])
+_KIND_WEIGHTS = np.array(
+    [3.0 if kind in TYPES and kind not in ONLY_SCOPES else 2.0 if kind in ("function", "macro") else 0.7 for kind in KINDS]
+)
+_KIND_WEIGHTS[[KINDS.index(kind) for kind in ONLY_SCOPES]] = 0.0
+_WORDS_AT_ONCE = 1 << 19
+_FEW_DEFINERS = 5
+_ACROSS_FAMILIES = 0.2
+_NAMING = np.array([1.0, 0.3, 0.1, 0.1, 0.3, 0.3, 0.2])
+"""How much it counts, by the role of a file, that it names something."""
+_MAIN_FACTOR = 8.0
+
+
+class Definitions(NamedTuple):
+    """All of a repository, in the order of paths and lines."""
+
+    file: NDArray[np.uint32]
+    kind: NDArray[np.uint8]
+    line: NDArray[np.uint32]
+    outer: NDArray[np.int32]
+    """Number of the definition that it is in, or -1."""
+    name: NDArray[np.uint32]
+
+
+class Graph(NamedTuple):
+    files: int
+    name_hash: NDArray[np.uint64]
+    """Ascending."""
+    name_weight: NDArray[np.uint8]
+    node_name: NDArray[np.uint32]
+    node_any: NDArray[np.bool_]
+    """Whether it is for all families."""
+    pair_node: NDArray[np.uint32]
+    pair_file: NDArray[np.uint32]
+    edge_file: NDArray[np.uint32]
+    edge_node: NDArray[np.uint32]
+    edge_count: NDArray[np.uint16]
+    own_pair: NDArray[np.int32]
+    any_pair: NDArray[np.int32]
+    """Of each definition the pairs of its file with its two nodes, or -1."""
+    base: Floats
+    """What each definition gets of its file's teleport."""
+
+
+def definitions_of(records: Sequence[Record | None]) -> tuple[Definitions, NDArray[np.uint64], list[str]]:
+    """And the hash of each name (by number) and the names themselves."""
+    found = [(number, record) for number, record in enumerate(records) if record is not None and record.kinds]
+    counts = np.array([len(record.kinds) for _, record in found], np.intp)
+    starts = np.cumsum(counts) - counts
+    places = np.frombuffer(b"".join(record.places for _, record in found), I32).reshape(-1, 3)
+    hashes = np.frombuffer(b"".join(record.hashes for _, record in found), U64)
+    name_hash, first, name = np.unique(hashes, return_index=True, return_inverse=True)
+    all_names = [name for _, record in found for name in record.names]
+    outer = places[:, 2].copy()
+    inside = outer >= 0
+    outer[inside] += np.repeat(starts, counts).astype(I32)[inside]
+    return (
+        Definitions(
+            file=np.repeat(np.array([number for number, _ in found], U32), counts),
+            kind=np.frombuffer(b"".join(record.kinds for _, record in found), U8),
+            line=places[:, 0].astype(U32),
+            outer=outer,
+            name=name.astype(U32),
+        ),
+        name_hash,
+        [all_names[number] for number in first.tolist()],
+    )
+
+
+def graph_of(
+    records: Sequence[Record | None],
+    definitions: Definitions,
+    name_hash: NDArray[np.uint64],
+    family: NDArray[np.uint8],
+) -> tuple[Graph, NDArray[np.uint32], NDArray[np.uint32]]:
+    """And what is named and nowhere defined: the lower half of each word's hash, and how many of these each file has."""
+    files = len(records)
+    weights = np.frombuffer(b"".join(record.weights for record in records if record is not None), U8)
+    name_weight = np.zeros(len(name_hash), U8)
+    name_weight[definitions.name] = weights
+
+    # Nodes. Both kinds are found by a hash: of a name mixed with its family's, or with that of all families.
+    own_key = name_hash[definitions.name] ^ _SALTS[family[definitions.file]]
+    any_key = name_hash[definitions.name] ^ _ANY_SALT
+    declares = _DECLARES[definitions.kind]
+    counts_own = _DEFINES[definitions.kind] & ~(declares & np.isin(own_key, own_key[_DEFINES[definitions.kind] & ~declares]))
+    counts_any = _DEFINES[definitions.kind] & ~(declares & np.isin(any_key, any_key[_DEFINES[definitions.kind] & ~declares]))
+    own_nodes, own_first, own_of = np.unique(own_key[counts_own], return_index=True, return_inverse=True)
+    any_nodes, any_first, any_of = np.unique(any_key[counts_any], return_index=True, return_inverse=True)
+    node_name = np.concatenate([definitions.name[counts_own][own_first], definitions.name[counts_any][any_first]])
+    node_any = np.arange(len(node_name)) >= len(own_nodes)
+
+    # Pairs, by node and file.
+    code_own = own_of.astype(U64) * U64(files) + definitions.file[counts_own]
+    code_any = (any_of.astype(U64) + U64(len(own_nodes))) * U64(files) + definitions.file[counts_any]
+    codes, pair_of = np.unique(np.concatenate([code_own, code_any]), return_inverse=True)
+    own_pair, any_pair = (np.full(len(definitions.file), -1, I32) for _ in range(2))
+    own_pair[counts_own] = pair_of[: len(code_own)]
+    any_pair[counts_any] = pair_of[len(code_own) :]
+
+    edges, others, other_count = _edges(records, family, own_nodes, any_nodes, codes)
+    graph = Graph(
+        files=files,
+        name_hash=name_hash,
+        name_weight=name_weight,
+        node_name=node_name.astype(U32),
+        node_any=node_any,
+        pair_node=(codes // U64(max(1, files))).astype(U32),
+        pair_file=(codes % U64(max(1, files))).astype(U32),
+        edge_file=edges[0],
+        edge_node=edges[1],
+        edge_count=edges[2],
+        own_pair=own_pair,
+        any_pair=any_pair,
+        base=_base(definitions, weights, name_hash, files),
+    )
+    return graph, others, other_count
+
+
+def _edges(
+    records: Sequence[Record | None],
+    family: NDArray[np.uint8],
+    own_nodes: NDArray[np.uint64],
+    any_nodes: NDArray[np.uint64],
+    codes: NDArray[np.uint64],
+) -> tuple[tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint16]], NDArray[np.uint32], NDArray[np.uint32]]:
+    """File, node and count of each edge, and what leads nowhere; some files at a time, for all words take much room."""
+    files = len(records)
+    found: list[tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint16]]] = []
+    others: list[NDArray[np.uint32]] = []
+    other_count = np.zeros(files, U32)
+    start = 0
+    while start < files:
+        stop, size = start, 0
+        while stop < files and size < _WORDS_AT_ONCE:
+            record = records[stop]
+            size += len(record.words) // 8 if record is not None else 0
+            stop += 1
+        some = [record for record in records[start:stop]]
+        lengths = np.array([len(record.words) // 8 if record is not None else 0 for record in some], np.intp)
+        file = np.repeat(np.arange(start, stop, dtype=U32), lengths)
+        words = np.frombuffer(b"".join(record.words for record in some if record is not None), U64)
+        counts = np.frombuffer(b"".join(record.counts for record in some if record is not None), U16)
+        own_at, own_is = _find(own_nodes, words ^ _SALTS[family[file]])
+        any_at, any_is = _find(any_nodes, words ^ _ANY_SALT)
+        node = np.where(own_is, own_at, any_at + len(own_nodes)).astype(U32)
+        linked = own_is | any_is
+        leads = linked & ~_find(codes, node.astype(U64) * U64(files) + file)[1]
+        found.append((file[leads], node[leads], counts[leads]))
+        others.append((words[~linked] & U64(0xFFFFFFFF)).astype(U32))
+        other_count[start:stop] = np.bincount(file[~linked] - start, minlength=stop - start)
+        start = stop
+    if not found:
+        return (np.empty(0, U32), np.empty(0, U32), np.empty(0, U16)), np.empty(0, U32), other_count
+    edges = tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    return (edges[0], edges[1], edges[2]), np.concatenate(others), other_count
+
+
+def _find(sorted_values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Where the values are, and which are there at all."""
+    if not len(sorted_values):
+        return np.zeros(len(wanted), np.intp), np.zeros(len(wanted), np.bool_)
+    at = np.searchsorted(sorted_values, wanted)
+    at[at == len(sorted_values)] = 0
+    return at, sorted_values[at] == wanted
+
+
+def _base(
+    definitions: Definitions, weights: NDArray[np.uint8], name_hash: NDArray[np.uint64], files: int
+) -> Floats:
+    """Shares of what the file has by itself: types before functions before members, where programs begin first."""
+    weight = _KIND_WEIGHTS[definitions.kind] * np.where(definitions.outer >= 0, 0.3, 1.0) * np.sqrt(weights / 16)
+    weight[(name_hash[definitions.name] == U64(word_hash(b"main"))) & (definitions.outer < 0)] *= _MAIN_FACTOR
+    total = np.bincount(definitions.file, weight, files)[definitions.file]
+    return np.divide(weight, total, out=np.zeros(len(weight)), where=total > 0)
+
+
+class Scores(NamedTuple):
+    files: Floats
+    definitions: Floats
+    """Shares of the rank of the whole repository."""
+
+
+def score(
+    graph: Graph,
+    definition_file: NDArray[np.uint32],
+    role: NDArray[np.uint8],
+    teleport: Floats,
+    name_factor: Floats | None = None,
+    naming: Floats | None = None,
+) -> Scores:
+    """Rank everything. `name_factor` is for each name, `naming` for what each file names; both are 1 by themselves."""
+    nodes = len(graph.node_name)
+    role_weight = np.array(roles.WEIGHTS)[role]
+    definers = np.bincount(graph.pair_node, minlength=nodes)
+    node_weight = graph.name_weight[graph.node_name] / 16 * np.minimum(1.0, _FEW_DEFINERS / np.maximum(definers, 1))
+    node_weight[graph.node_any] *= _ACROSS_FAMILIES
+    if name_factor is not None:
+        node_weight *= name_factor[graph.node_name]
+    file_weight = _NAMING[role] if naming is None else _NAMING[role] * naming
+    edge_weight = node_weight[graph.edge_node] * np.sqrt(graph.edge_count) * file_weight[graph.edge_file]
+    links = Links(graph.files, nodes, graph.edge_file, graph.edge_node, graph.pair_node, graph.pair_file)
+    teleport = ranking.normalised(teleport)
+    ranks = ranking.rank(links, edge_weight, role_weight[graph.pair_file], teleport)
+
+    passed = np.append(ranks.pairs, 0.0)  # for -1, no pair
+    sharing = np.append(
+        np.bincount(np.concatenate([graph.own_pair + 1, graph.any_pair + 1]), minlength=len(passed))[1:], 1
+    )
+    scores = passed[graph.own_pair] / np.maximum(1, sharing[graph.own_pair])
+    scores += passed[graph.any_pair] / np.maximum(1, sharing[graph.any_pair])
+    scores += (1 - ranking.DAMPING) * teleport[definition_file] * graph.base
+    return Scores(ranks.files * role_weight, scores * role_weight[definition_file])
+
+
+def family_numbers(languages: Sequence[str]) -> NDArray[np.uint8]:
+    numbers = {name: FAMILIES.index(language.family) for name, language in LANGUAGES.items()} | {"": 0}
+    return np.array([numbers[language] for language in languages], U8)

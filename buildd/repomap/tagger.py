@@ -1,0 +1,240 @@
+"""Definitions of a text by tree-sitter: name, kind, place, what encloses it, signature.
+
+One query per language (`queries/`), which captures nodes that define something and their names; everything else is
+common. Nothing here is cautious about time or memory: grammars bring C code of their own that may loop, so this runs in
+processes that are killed when it does (`buildd.repomap.parsers`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from importlib import import_module, resources
+from typing import NamedTuple
+
+import msgspec
+from tree_sitter import Language, Node, Parser, Query, QueryCursor
+
+from buildd.repomap.records import TYPES
+
+TAGGER_VERSION = 1
+"""Part of the version under which results are kept; the next number when anything here or in the lexer changes them."""
+
+_BINDINGS = "tree_sitter_language_pack.bindings"
+_MAX_SIGNATURE = 240
+_LOOK_BYTES = 1000
+_PREFIXES = {
+    "type_spec": "type ",
+    "type_alias": "type ",
+    "const_spec": "const ",
+    "var_spec": "var ",
+    "const_element": "const ",
+}
+_VALUES = ("variable", "constant", "property", "macro", "type")
+_BODIES = ("function_body", "class_body", "enum_class_body")
+"""Nodes that are bodies where the grammar has no field for them."""
+_LEADING = re.compile(r"(?:@[\w.:]+|#?\[)\s*")
+_OPENING = {"(": ")", "[": "]"}
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_HASH_COMMENT = re.compile(r"(?:^|\s)#[^\n]*")
+_AIR = re.compile(r"(?<=[(\[]) |,? ([)\]])")
+"""What is left of line breaks within brackets."""
+_NAME_END = re.compile(r"[<\[({\s]")
+
+
+class Definition(NamedTuple):
+    name: str
+    kind: str
+    line: int
+    end_line: int
+    enclosing: int
+    """Number of the definition that it is in; -1 at the top."""
+    parent: str
+    signature: str
+
+
+class _Tags(NamedTuple):
+    parser: Parser
+    cursor: QueryCursor
+    kinds: tuple[str, ...]
+    """By pattern."""
+
+
+def query_text(language: str) -> str:
+    return resources.files("buildd.repomap").joinpath("queries", f"{language}.scm").read_text(encoding="utf-8")
+
+
+@cache
+def version_of(language: str) -> str:
+    """Changes with whatever changes the result for a blob."""
+    text = query_text(language) if language else ""
+    return hashlib.sha256(f"{TAGGER_VERSION} {text}".encode()).hexdigest()
+
+
+@cache
+def _tags_of(language: str) -> _Tags:
+    # The pack's own function for this takes the same module, after importing all that comes with the pack.
+    binding = import_module("tree_sitter_c_sharp" if language == "csharp" else f"{_BINDINGS}.{language}")
+    grammar = Language(binding.language())
+    query = Query(grammar, query_text(language))
+    kinds = []
+    for number in range(query.pattern_count):
+        start, end = query.start_byte_for_pattern(number), query.end_byte_for_pattern(number)
+        captured = re.findall(r"@([a-z]+)", query_text(language).encode()[start:end].decode())
+        kinds.append(next(name for name in reversed(captured) if name not in ("name", "scope")))
+    return _Tags(Parser(grammar), QueryCursor(query), tuple(kinds))
+
+
+def definitions(data: bytes, language: str) -> list[Definition]:
+    """In the order of the text; what encloses others comes before them."""
+    tags = _tags_of(language)
+    tree = tags.parser.parse(data)
+    found: dict[int, tuple[int, Node, Node, Node | None]] = {}
+    for pattern, captures in tags.cursor.matches(tree.root_node):
+        name = captures["name"][0]
+        start = name.start_byte
+        if start in found and found[start][0] <= pattern:
+            continue
+        scope = captures.get("scope")
+        found[start] = pattern, captures[tags.kinds[pattern]][0], name, scope[0] if scope else None
+    rows = sorted((node.start_byte, -node.end_byte, start) for start, (_, node, _, _) in found.items())
+    result: list[Definition] = []
+    open_ones: list[tuple[int, int]] = []  # end byte, number in result
+    for _, minus_end, start in rows:
+        pattern, node, name_node, scope_node = found[start]
+        while open_ones and open_ones[-1][0] < -minus_end:
+            open_ones.pop()
+        name = _text(data, name_node.start_byte, name_node.end_byte)
+        if not name or len(name) > 200:  # errors of the parser
+            continue
+        kind, enclosing = tags.kinds[pattern], open_ones[-1][1] if open_ones else -1
+        scope = _scope_name(_text(data, scope_node.start_byte, scope_node.end_byte)) if scope_node else ""
+        if kind in ("implementation", "class", "struct"):
+            name = _NAME_END.split(name, maxsplit=1)[0] or name
+        if language == "cpp" and "::" in name and "<" not in name:
+            scope, _, name = name.rpartition("::")
+            scope = scope.replace("::", ".")
+        outer = result[enclosing] if enclosing >= 0 else None
+        parent = ".".join(part for part in (outer and outer.parent, outer and outer.name, scope) if part)
+        if kind == "function" and (scope or (outer is not None and outer.kind in TYPES)):
+            kind = "method"
+        end = node.end_point
+        open_ones.append((-minus_end, len(result)))
+        result.append(
+            Definition(
+                name,
+                kind,
+                name_node.start_point.row + 1,
+                max(end.row + (end.column > 0), name_node.start_point.row + 1),
+                enclosing,
+                parent,
+                _signature(data, node, kind, language),
+            )
+        )
+    return result
+
+
+def _signature(data: bytes, node: Node, kind: str, language: str) -> str:
+    start, end = node.start_byte, node.end_byte
+    body = node.child_by_field_name("body")
+    if body is None and kind not in _VALUES:
+        value = node.child_by_field_name("value") or node.child_by_field_name("right")
+        body = value.child_by_field_name("body") if value is not None else None
+        if body is None and language == "kotlin":
+            body = next((child for child in node.children if child.type in _BODIES), None)
+    if body is not None and body.start_byte > start:
+        end = body.start_byte
+    cut = end - start > _LOOK_BYTES
+    text = _text(data, start, min(end, start + _LOOK_BYTES))
+    if text[:1] in "@[#":
+        text = _without_annotations(text)
+    if body is None:
+        if kind in _VALUES:
+            text = text.lstrip().partition("\n")[0].rstrip("\\ \t\r")
+        elif kind in TYPES or kind == "namespace":
+            text, brace, _ = text.partition("{")
+            cut = cut and not brace
+    if "\n" in text:
+        text = (_HASH_COMMENT if language in ("python", "ruby", "bash") else _COMMENT).sub(" ", text)
+    text = _AIR.sub(r"\1", " ".join(text.split()))
+    text = (_PREFIXES.get(node.type, "") + text).rstrip(" {;" if kind in _VALUES else " {;:=>")
+    if kind == "function" and text.endswith("-"):  # of an arrow
+        text = text.rstrip(" -")
+    if node.type == "variable_declarator" and node.parent is not None:
+        text = _text(data, node.parent.start_byte, node.parent.start_byte + 10).split()[0] + " " + text
+    if cut or len(text) > _MAX_SIGNATURE:
+        text = text[: _MAX_SIGNATURE - 1].rstrip() + "…"
+    return text
+
+
+def _without_annotations(text: str) -> str:
+    while (match := _LEADING.match(text)) is not None:
+        position = match.end()
+        before = text[position - 1 : position] if match[0].rstrip().endswith("[") else text[position : position + 1]
+        if match[0].rstrip().endswith("["):
+            position = _closing(text, match[0].index("["))
+        elif before == "(":
+            position = _closing(text, position)
+        if position <= 0:
+            return text
+        text = text[position:].lstrip()
+    return text
+
+
+def _closing(text: str, position: int) -> int:
+    """Where the bracket at `position` has been closed; 0 when it is not."""
+    open_one, depth = text[position], 0
+    for index in range(position, len(text)):
+        depth += (text[index] == open_one) - (text[index] == _OPENING[open_one])
+        if depth == 0:
+            return index + 1
+    return 0
+
+
+def _scope_name(text: str) -> str:
+    """The name in a receiver's type (`*Stack[T]`) or in what a member is assigned to (`Stack.prototype`)."""
+    name = _NAME_END.split(text.strip("*& \t"), maxsplit=1)[0]
+    return name.removesuffix(".prototype").removeprefix("module.exports").removeprefix("this").strip(".")[:200]
+
+
+def _text(data: bytes, start: int, end: int) -> str:
+    return data[start:end].decode("utf-8", "replace")
+
+
+class _TagFields(msgspec.Struct):
+    name: str
+    kind: str
+    line: int
+    end_line: int
+    parent: str
+    signature: str
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def tag_members(definition: Definition) -> bytes:
+    """JSON members of a line of `tags.jsonl`, without path and score."""
+    name, kind, line, end_line, _, parent, signature = definition
+    return _encode(_TagFields(name, kind, line, end_line, parent, signature))[1:-1]
+
+
+def ctags_fields(definition: Definition, outer: Definition | None) -> bytes:
+    """A line of a ctags file from behind the path, as Universal Ctags writes it with `--excmd=number --fields=+neKS`."""
+    name, kind, line, end_line, _, parent, signature = definition
+    fields = f'\t{line};"\t{kind}\tline:{line}'
+    if parent:
+        scope = outer.kind if outer is not None else "class"
+        fields += f"\t{scope}:{_escaped(parent)}"
+    fields += f"\tend:{end_line}"
+    if kind in ("function", "method", "constructor", "prototype"):
+        start = signature.find("(", signature.find(name) + len(name))
+        end = _closing(signature, start) if start >= 0 else 0
+        if end:
+            fields += f"\tsignature:{_escaped(signature[start:end])}"
+    return (fields + "\n").encode("utf-8", "replace")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\")
