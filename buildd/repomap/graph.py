@@ -124,7 +124,16 @@ def graph_of(
     own_pair[counts_own] = pair_of[: len(code_own)]
     any_pair[counts_any] = pair_of[len(code_own) :]
 
-    edges, others, other_count = _edges(records, family, own_nodes, any_nodes, codes)
+    # Which node a name is in each family, and which definitions a file has of its own.
+    own_at = np.full((len(FAMILIES), len(name_hash)), -1, I32)
+    own_at[family[definitions.file[counts_own]][own_first], definitions.name[counts_own][own_first]] = np.arange(len(own_nodes))
+    any_at = np.full(len(name_hash), -1, I32)
+    any_at[definitions.name[counts_any][any_first]] = np.arange(len(any_nodes)) + len(own_nodes)
+    defining = counts_own | counts_any
+    own_names = np.unique(
+        definitions.file[defining].astype(U64) * U64(len(name_hash)) + definitions.name[defining].astype(U64)
+    )
+    edges, others, other_count = _edges(records, family, name_hash, own_at, any_at, own_names)
     graph = Graph(
         files=files,
         name_hash=name_hash,
@@ -146,9 +155,10 @@ def graph_of(
 def _edges(
     records: Sequence[Record | None],
     family: NDArray[np.uint8],
-    own_nodes: NDArray[np.uint64],
-    any_nodes: NDArray[np.uint64],
-    codes: NDArray[np.uint64],
+    name_hash: NDArray[np.uint64],
+    own_at: NDArray[np.int32],
+    any_at: NDArray[np.int32],
+    own_names: NDArray[np.uint64],
 ) -> tuple[tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint16]], NDArray[np.uint32], NDArray[np.uint32]]:
     """File, node and count of each edge, and what leads nowhere; some files at a time, for all words take much room."""
     files = len(records)
@@ -167,14 +177,16 @@ def _edges(
         file = np.repeat(np.arange(start, stop, dtype=U32), lengths)
         words = np.frombuffer(b"".join(record.words for record in some if record is not None), U64)
         counts = np.frombuffer(b"".join(record.counts for record in some if record is not None), U16)
-        own_at, own_is = _find(own_nodes, words ^ _SALTS[family[file]])
-        any_at, any_is = _find(any_nodes, words ^ _ANY_SALT)
-        node = np.where(own_is, own_at, any_at + len(own_nodes)).astype(U32)
-        linked = own_is | any_is
-        leads = linked & ~_find(codes, node.astype(U64) * U64(files) + file)[1]
-        found.append((file[leads], node[leads], counts[leads]))
-        others.append((words[~linked] & U64(0xFFFFFFFF)).astype(U32))
-        other_count[start:stop] = np.bincount(file[~linked] - start, minlength=stop - start)
+        name, known = _find(name_hash, words)
+        others.append((words[~known] & U64(0xFFFFFFFF)).astype(U32))
+        other_count[start:stop] = np.bincount(file[~known] - start, minlength=stop - start)
+        file, name, counts = file[known], name[known], counts[known]
+        leads = ~_find(own_names, file.astype(U64) * U64(len(name_hash)) + name.astype(U64))[1]
+        file, name, counts = file[leads], name[leads], counts[leads]
+        node = own_at[family[file], name]
+        node = np.where(node >= 0, node, any_at[name])
+        leads = node >= 0  # a name of scopes only leads nowhere
+        found.append((file[leads], node[leads].astype(U32), counts[leads]))
         start = stop
     if not found:
         return (np.empty(0, U32), np.empty(0, U32), np.empty(0, U16)), np.empty(0, U32), other_count

@@ -11,15 +11,20 @@ What a text costs is estimated without any tokenizer: four bytes or one word to 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 _WORD = re.compile(r"\w+")
 _BYTES_PER_TOKEN = 4
 _MAX_LINE = 160
 """Characters of a signature."""
-_MAX_FAILURES = 400
-_GAP = "⋮"
+_MAX_DEPTH = 12
+"""Levels that are shown above a definition."""
+_MAX_FAILURES = 200
+_NEGLIGIBLE = 4
+"""Tokens that no definition fits into."""
+_GAP_LINE = "⋮\n"
 
 
 class Line(NamedTuple):
@@ -56,6 +61,9 @@ class Cost(NamedTuple):
         return max(-(-self.bytes // _BYTES_PER_TOKEN), self.words)
 
 
+_NOTHING = Cost(0, 0)
+
+
 def cost_of(text: str) -> Cost:
     return Cost(len(text.encode("utf-8", "surrogatepass")), len(_WORD.findall(text)))
 
@@ -70,26 +78,47 @@ class _File:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.lines: list[tuple[int, int, str]] = []  # line, number of the definition, text
+        self.lines: list[_Shown] = []
         self.cost = cost_of(path + "\n")
 
-    def added(self, new: Sequence[tuple[int, int, str]]) -> tuple[list[tuple[int, int, str]], Cost]:
-        lines = sorted([*self.lines, *new])
-        return lines, cost_of(_rendered(self.path, lines))
+    def more(self, new: Iterable[_Shown]) -> Cost:
+        """What these would add."""
+        added = Cost(0, 0)
+        lines = self.lines
+        for shown in new:
+            if lines is self.lines:
+                lines = self.lines.copy()
+            at = bisect_left(lines, shown)
+            before = lines[at - 1].line if at else 0
+            after = lines[at].line if at < len(lines) else None
+            gaps = _gap(before, shown.line) - (0 if after is None else _gap(before, after) - _gap(shown.line, after))
+            added += Cost(len(_GAP_LINE.encode()) * gaps, 0) + shown.cost
+            lines.insert(at, shown)
+        return added
+
+    def add(self, new: Iterable[_Shown]) -> None:
+        for shown in new:
+            insort(self.lines, shown)
+
+    def text(self) -> str:
+        parts = [self.path, "\n"]
+        last = 0
+        for shown in self.lines:
+            parts += [_GAP_LINE * _gap(last, shown.line), shown.text, "\n"]
+            last = shown.line
+        return "".join(parts)
 
 
-_GAP_LINE = f"{_GAP}\n"
+class _Shown(NamedTuple):
+    line: int
+    number: int
+    """Of the definition."""
+    text: str
+    cost: Cost
 
 
-def _rendered(path: str, lines: Iterable[tuple[int, int, str]]) -> str:
-    parts = [path, "\n"]
-    last = 0
-    for line, _, text in lines:
-        if line > last + 1:
-            parts.append(_GAP_LINE)
-        parts += [text, "\n"]
-        last = line
-    return "".join(parts)
+def _gap(before: int, line: int) -> int:
+    return 1 if line > before + 1 else 0
 
 
 def outline(
@@ -99,10 +128,13 @@ def outline(
     line_of: Callable[[int], Line],
     file_of: Callable[[int], int],
     path_of: Callable[[int], str],
-    file_order: Callable[[Iterable[int]], Iterable[int]],
-    rest: Iterable[int],
+    best_first: Callable[[Iterable[int]], Iterable[int]],
+    rest: Callable[[], Iterable[int]],
 ) -> Outline:
-    """As many of the definitions in `order` as `budget` tokens take; `rest` are files to name when room is left."""
+    """As many of the definitions in `order` as `budget` tokens take.
+
+    Where they all find room, or none does, files of `rest` are named as well: they have none.
+    """
     files: dict[int, _File] = {}
     shown: set[int] = set()
     total = Cost(0, 0)
@@ -111,49 +143,41 @@ def outline(
         if number in shown:
             continue
         file = file_of(number)
-        entry = files.get(file)
-        if entry is None:
-            entry = _File(path_of(file))
+        known = files.get(file)
+        entry = known or _File(path_of(file))
         new = [_shown(line) for line in _with_outer(number, line_of) if line.number not in shown]
-        lines, cost = entry.added(new)
-        before = entry.cost if file in files else Cost(0, 0)
-        if (total + cost - before).tokens <= budget:
-            total = total + cost - before
-            entry.lines, entry.cost = lines, cost
-            files[file] = entry
-            shown.update(definition for _, definition, _ in new)
-            failures = 0
-        else:
-            failures += 1
-            if failures > _MAX_FAILURES or total.tokens >= budget - 2:
-                break
-    named: list[int] = []
-    failures = 0
-    for file in rest:
-        if file in files:
-            continue
-        cost = cost_of(path_of(file) + "\n")
+        cost = entry.more(new) + (entry.cost if known is None else _NOTHING)
         if (total + cost).tokens <= budget:
-            total = total + cost
-            named.append(file)
+            total += cost
+            entry.add(new)
+            files[file] = entry
+            shown.update(one.number for one in new)
         else:
             failures += 1
-            if failures > _MAX_FAILURES:
+            if failures > _MAX_FAILURES or total.tokens >= budget - _NEGLIGIBLE:
                 break
-    text = "".join(_rendered(files[file].path, files[file].lines) for file in file_order(files))
-    text += "".join(path_of(file) + "\n" for file in named)
-    return Outline(text, total.tokens, len(files) + len(named), len(shown))
+    text = "".join(files[file].text() for file in best_first(files))
+    named = 0
+    if not failures or not shown:
+        for file in rest():
+            cost = cost_of(path_of(file) + "\n")
+            if file not in files and (total + cost).tokens <= budget:
+                total += cost
+                named += 1
+                text += path_of(file) + "\n"
+    return Outline(text, total.tokens, len(files) + named, len(shown))
 
 
 def _with_outer(number: int, line_of: Callable[[int], Line]) -> list[Line]:
     lines = [line_of(number)]
-    while lines[-1].outer >= 0:
+    while lines[-1].outer >= 0 and len(lines) < _MAX_DEPTH:
         lines.append(line_of(lines[-1].outer))
     return lines
 
 
-def _shown(line: Line) -> tuple[int, int, str]:
+def _shown(line: Line) -> _Shown:
     signature = line.signature
     if len(signature) > _MAX_LINE:
         signature = signature[: _MAX_LINE - 1].rstrip("… ") + "…"
-    return line.line, line.number, f"{line.line:>4} {'  ' * line.depth}{signature}"
+    text = f"{line.line:>4} {'  ' * min(line.depth, _MAX_DEPTH)}{signature}"
+    return _Shown(line.line, line.number, text, cost_of(text + "\n"))

@@ -82,19 +82,9 @@ def ranked_text(index: MapIndex, tokens: int, again: Reranked | None = None) -> 
         line_of=line_of,
         file_of=file_of.__getitem__,
         path_of=paths.__getitem__,
-        file_order=best_first,
-        rest=_lazily(lambda: best_first(file for file in range(len(paths)) if mapped[file])),
+        best_first=best_first,
+        rest=lambda: best_first(file for file in range(len(paths)) if mapped[file]),
     )
-
-
-class _lazily:
-    """What is made when somebody looks at it."""
-
-    def __init__(self, make: Callable[[], list[int]]) -> None:
-        self._make = make
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self._make())
 
 
 def tags(request: TagsRequest) -> Tags:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from buildd.repos.ignore import IgnoreFile
 
@@ -12,90 +13,92 @@ ROLES = ("source", "test", "vendored", "generated", "example", "documentation", 
 WEIGHTS = (1.0, 0.05, 0.02, 0.05, 0.1, 0.1, 0.2)
 """Of what a file defines, by role."""
 
-_FLAGS = re.IGNORECASE
-
-
-def _directories(names: str) -> str:
-    return rf"(?:^|/)(?:{names})/"
-
-
+_DIRECTORIES = {
+    VENDORED: """vendor vendored _vendor third_party third-party thirdparty 3rdparty 3rd-party node_modules
+        bower_components godeps external externals extern site-packages""",
+    TEST: """test tests testing spec specs __tests__ __mocks__ testdata test_data test-data testfixtures fixtures e2e mock
+        mocks testsuite integrationtest unittest functionaltest androidtest commontest jvmtest iostest testutil testutils
+        test_utils test-utils""",
+    EXAMPLE: """example examples sample samples demo demos tutorial tutorials playground quickstart benchmark benchmarks
+        benches bench jmh-benchmarks""",
+    DOCUMENTATION: "doc docs documentation man site",
+    GENERATED: "generated __generated__",
+}
+_BY_DIRECTORY = {name.encode(): role for role, names in _DIRECTORIES.items() for name in names.split()}
+_TEST_DIRECTORY = re.compile(rb"tests?[-_].+|.+[-_]tests?")
+_STRENGTH = (GENERATED, VENDORED, TEST, EXAMPLE, DOCUMENTATION, CONFIGURATION)
+"""Of several that apply the first one counts."""
+_SUFFIXES = {
+    DOCUMENTATION: "md mdx markdown rst adoc asciidoc txt org tex texi pod htm html 1 2 3 4 5 6 7 8 9",
+    CONFIGURATION: """json json5 yml yaml toml ini cfg conf config properties xml lock plist env service gradle csproj sln
+        cmake mk bazel bzl in""",
+}
+_BY_SUFFIX = {suffix.encode(): role for role, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
+_GENERATED_NAMES = frozenset(
+    b"package-lock.json yarn.lock pnpm-lock.yaml cargo.lock go.sum poetry.lock gemfile.lock composer.lock uv.lock".split()
+)
 _GENERATED = re.compile(
-    rb"\.pb\.(?:go|cc|h|swift|gw\.go)$|_pb2(?:_grpc)?\.pyi?$|(?:^|/)zz_generated|[._-]generated\.\w+$|\.g\.(?:cs|dart)$"
-    rb"|\.designer\.cs$|[.-]min\.(?:js|css)$|(?:^|/)generated/|(?:^|/)__generated__/|_string\.go$|bindata\.go$"
-    rb"|(?:^|/)(?:package-lock\.json|yarn\.lock|pnpm-lock\.yaml|Cargo\.lock|go\.sum|poetry\.lock|Gemfile\.lock|composer\.lock"
-    rb"|uv\.lock)$|\.js\.map$",
-    _FLAGS,
+    rb"zz_generated.*|.*(?:\.pb\.(?:go|cc|h|swift|gw\.go)|_pb2(?:_grpc)?\.pyi?|[._-]generated\.\w+|\.g\.(?:cs|dart)"
+    rb"|\.designer\.cs|[.-]min\.(?:js|css)|_string\.go|bindata\.go|\.js\.map)"
 )
-_VENDORED = re.compile(
-    _directories(
-        "vendor|vendored|_vendor|third[_-]?party|3rd-?party|node_modules|bower_components|godeps|externals?|extern|"
-        "site-packages|contrib/bundled|gradle/wrapper"
-    ).encode()
-    + rb"|(?:^|/)jquery[^/]*\.js$|(?:^|/)gradlew(?:\.bat)?$",
-    _FLAGS,
-)
+_VENDORED = re.compile(rb"jquery.*\.js|gradlew(?:\.bat)?")
 _TEST = re.compile(
-    _directories(
-        r"tests?|testing|specs?|__tests__|__mocks__|test[_-]?data|testfixtures|fixtures|e2e|mocks?|testsuite|test[-_]\w+|\w+[-_]tests?"
-        r"|(?:integration|unit|functional|android|common|jvm|ios)test|test[-_]?utils?"
-    ).encode()
-    + rb"|(?:^|/)(?:test[_-][^/]+|tests?|conftest|testing|test_?utils?|test_?helpers?)\.\w+$"
-    rb"|[^/][_.-](?:tests?|specs?|e2e)\.\w+$",
-    _FLAGS,
+    rb"(?:test[_-].+|tests?|conftest|testing|test_?utils?|test_?helpers?)\.\w+|.+[_.-](?:tests?|specs?|e2e)\.\w+"
 )
-_TEST_CAMEL = re.compile(rb"[a-z0-9](?:Tests?|TestCase|IT|Spec|Specs|TestUtils?|TestBase)\.(?:java|kt|scala|swift|cs|php|groovy)$")
-_EXAMPLE = re.compile(
-    _directories(
-        "examples?|samples?|demos?|tutorials?|playground|quickstart|benchmarks?|benches|bench|[a-z]+-examples?|jmh-benchmarks"
-    ).encode(),
-    _FLAGS,
+_TEST_CAMEL = re.compile(
+    rb".*[a-z0-9](?:Tests?|TestCase|IT|Spec|Specs|TestUtils?|TestBase)\.(?:java|kt|scala|swift|cs|php|groovy)"
 )
 _DOCUMENTATION = re.compile(
-    rb"\.(?:md|mdx|markdown|rst|adoc|asciidoc|txt|org|tex|texi|pod|[1-9]|1in|html?)$|(?:^|/)(?:docs?|documentation|man|site)/"
-    rb"|(?:^|/)(?:README|LICEN[CS]E|COPYING|CHANGE(?:S|LOG)|NEWS|AUTHORS|CONTRIBUTORS|HISTORY|NOTICE|UNLICENSE|MAINTAINERS"
-    rb"|CONTRIBUTING|CODEOWNERS|OWNERS|TODO|INSTALL)[^/]*$",
-    _FLAGS,
+    rb"(?:readme|licen[cs]e|copying|changes|changelog|news|authors|contributors|history|notice|unlicense|maintainers"
+    rb"|contributing|codeowners|owners|todo|install).*"
 )
-_CONFIGURATION = re.compile(
-    rb"\.(?:json5?|ya?ml|toml|ini|cfg|conf|config|properties|xml|lock|plist|editorconfig|env|service|gradle|csproj|sln|cmake|mk"
-    rb"|bazel|bzl|gitignore|gitattributes|in)$|(?:^|/)\.[^/]+(?:/|$)|(?:^|/)(?:Dockerfile|Makefile|CMakeLists\.txt|BUILD|WORKSPACE|Jenkinsfile"
-    rb"|meson\.build|configure)[^/]*$",
-    _FLAGS,
-)
-_ENTRY = re.compile(
-    rb"(?:^|/)(?:__main__\.py|main\.\w+|lib\.rs|app\.\w+|cli\.\w+|index\.[jt]sx?|cmd/[^/]+\.go|Program\.cs|Application\.\w+"
-    rb"|server\.\w+)$",
-    _FLAGS,
-)
+_CONFIGURATION = re.compile(rb"\..+|(?:dockerfile|makefile|cmakelists\.txt|build|workspace|jenkinsfile|meson\.build|configure).*")
+_ENTRY = re.compile(rb"__main__\.py|main\.\w+|lib\.rs|app\.\w+|cli\.\w+|index\.[jt]sx?|program\.cs|application\.\w+|server\.\w+")
 _TOP = re.compile(
-    rb"(?:README[^/]*|pyproject\.toml|setup\.(?:cfg|py)|package\.json|Cargo\.toml|go\.mod|pom\.xml|build\.gradle(?:\.kts)?"
-    rb"|settings\.gradle(?:\.kts)?|CMakeLists\.txt|Makefile|meson\.build|composer\.json|Gemfile|[^/]+\.gemspec|Package\.swift|build\.sbt)",
-    _FLAGS,
+    rb"readme.*|pyproject\.toml|setup\.(?:cfg|py)|package\.json|cargo\.toml|go\.mod|pom\.xml|build\.gradle(?:\.kts)?"
+    rb"|settings\.gradle(?:\.kts)?|cmakelists\.txt|makefile|meson\.build|composer\.json|gemfile|.+\.gemspec|package\.swift"
+    rb"|build\.sbt"
 )
 
 
 def role_of(path: bytes, *, is_code: bool, says_generated: bool) -> int:
-    if says_generated or _GENERATED.search(path):
-        return GENERATED
-    if _VENDORED.search(path):
-        return VENDORED
-    if _TEST.search(path) or _TEST_CAMEL.search(path):
-        return TEST
-    if _EXAMPLE.search(path):
-        return EXAMPLE
-    if _DOCUMENTATION.search(path):
-        return DOCUMENTATION
-    if not is_code and _CONFIGURATION.search(path):
-        return CONFIGURATION
-    return SOURCE
+    directory, _, name = path.rpartition(b"/")
+    by_directory, small = _role_of_directory(directory), name.lower()
+    found = {by_directory}
+    if says_generated or small in _GENERATED_NAMES or _GENERATED.fullmatch(small):
+        found.add(GENERATED)
+    elif _VENDORED.fullmatch(small):
+        found.add(VENDORED)
+    elif _TEST.fullmatch(small) or _TEST_CAMEL.fullmatch(name):
+        found.add(TEST)
+    elif not is_code:
+        found.add(_BY_SUFFIX.get(small.rpartition(b".")[2], SOURCE))
+        if _DOCUMENTATION.fullmatch(small):
+            found.add(DOCUMENTATION)
+        elif _CONFIGURATION.fullmatch(small):
+            found.add(CONFIGURATION)
+    return next((role for role in _STRENGTH if role in found), SOURCE)
+
+
+@lru_cache(maxsize=1 << 12)
+def _role_of_directory(directory: bytes) -> int:
+    found = set()
+    for part in directory.lower().split(b"/"):
+        if part in _BY_DIRECTORY:
+            found.add(_BY_DIRECTORY[part])
+        elif _TEST_DIRECTORY.fullmatch(part):
+            found.add(TEST)
+        elif part.startswith(b"."):
+            found.add(CONFIGURATION)
+    return next((role for role in _STRENGTH if role in found), SOURCE)
 
 
 def teleport_of(path: bytes, role: int) -> float:
     """How likely a reader starts at this file, before anything is known of what leans on it."""
     weight = WEIGHTS[role]
-    if _TOP.fullmatch(path):
+    if b"/" not in path and _TOP.fullmatch(path.lower()):
         return 3.0
-    if role == SOURCE and _ENTRY.search(path):
+    if role == SOURCE and _ENTRY.fullmatch(path.rpartition(b"/")[2].lower()):
         weight *= 4
     return weight
 

@@ -35,11 +35,13 @@ _VALUES = ("variable", "constant", "property", "macro", "type")
 _BODIES = ("function_body", "class_body", "enum_class_body")
 """Nodes that are bodies where the grammar has no field for them."""
 _LEADING = re.compile(r"(?:@[\w.:]+|#?\[)\s*")
-_OPENING = {"(": ")", "[": "]"}
+_BRACKETS = {"(": re.compile(r"[()]"), "[": re.compile(r"[\[\]]")}
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _HASH_COMMENT = re.compile(r"(?:^|\s)#[^\n]*")
 _AIR = re.compile(r"(?<=[(\[]) |,? ([)\]])")
 """What is left of line breaks within brackets."""
+_BEGINNING = re.compile(r"(?:\s*(?:[{;:=]|=>))+$")
+"""What a body begins with."""
 _NAME_END = re.compile(r"[<\[({\s]")
 
 
@@ -158,9 +160,7 @@ def _signature(data: bytes, node: Node, kind: str, language: str) -> str:
     if "\n" in text:
         text = (_HASH_COMMENT if language in ("python", "ruby", "bash") else _COMMENT).sub(" ", text)
     text = _AIR.sub(r"\1", " ".join(text.split()))
-    text = (_PREFIXES.get(node.type, "") + text).rstrip(" {;" if kind in _VALUES else " {;:=>")
-    if kind == "function" and text.endswith("-"):  # of an arrow
-        text = text.rstrip(" -")
+    text = _PREFIXES.get(node.type, "") + (text.rstrip(" {;") if kind in _VALUES else _BEGINNING.sub("", text))
     if node.type == "variable_declarator" and node.parent is not None:
         text = _text(data, node.parent.start_byte, node.parent.start_byte + 10).split()[0] + " " + text
     if cut or len(text) > _MAX_SIGNATURE:
@@ -185,10 +185,10 @@ def _without_annotations(text: str) -> str:
 def _closing(text: str, position: int) -> int:
     """Where the bracket at `position` has been closed; 0 when it is not."""
     open_one, depth = text[position], 0
-    for index in range(position, len(text)):
-        depth += (text[index] == open_one) - (text[index] == _OPENING[open_one])
+    for bracket in _BRACKETS[open_one].finditer(text, position):
+        depth += 1 if bracket[0] == open_one else -1
         if depth == 0:
-            return index + 1
+            return bracket.end()
     return 0
 
 
