@@ -59,6 +59,7 @@ from buildd.process import Process, spawn
 from buildd.protocol import SOCKET_NAME, CheckResult
 from buildd.repomap.maps import Maps
 from buildd.repos.clones import Clones, CloneSettings
+from buildd.repos.reading import Reader
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.database import Database
 from buildd.store.journal import Journal
@@ -296,6 +297,7 @@ class Daemon:
             engine=engine,
             clones=clones,
             maps=maps,
+            reader=Reader(clones),
             journal=journal,
             database=database,
             runs=runs,

@@ -484,6 +484,8 @@ class CatParams(RevisionParams, frozen=True, kw_only=True):
     """None for as much as fits; both count from 1 and are included."""
     limit: int = MAX_CHUNK_BYTES
     """Most bytes of text; lines are whole unless one alone is longer."""
+    offset: int = 0
+    """Bytes of the first line to leave out: how to go on in a line that is longer than the limit."""
 
 
 class FileContent(Struct, frozen=True, kw_only=True):
@@ -499,7 +501,9 @@ class FileContent(Struct, frozen=True, kw_only=True):
     """What is not UTF-8 is replaced. Empty for a binary file."""
     binary: bool
     truncated: bool
-    """True when there is more than was asked for or fits."""
+    """True when the file goes on after it."""
+    next_offset: int = 0
+    """Where to go on in `last_line` when that is too long to be whole: ask for it with this `offset`."""
 
 
 # --- runs -------------------------------------------------------------------------------------------------
@@ -1103,6 +1107,9 @@ METHODS: dict[str, Method] = {
         ("map.tags", MapTagsParams, MapTags, "observe", "Definitions, best first."),
         ("map.refs", MapRefsParams, MapRefs, "observe", "Where an identifier is defined and used."),
         ("map.cancel", RevisionParams, Ok, "control", "Stop making maps of a repository."),
+        ("repo.tree", TreeParams, Tree, "observe", "What a directory of a commit holds, with counts."),
+        ("repo.docs", DocumentsParams, Documents, "observe", "Documentation files of a commit."),
+        ("repo.cat", CatParams, FileContent, "observe", "The text of a file of a commit."),
         ("run.start", StartParams, StartResult, "control", "Accept a run; answers once it is on disk."),
         ("run.plan", PlanParams, PlanResult, "control", "What a start of these targets would consider."),
         ("package.verify", VerifyParams, StartResult, "control", "Start a run that builds a package again to compare."),

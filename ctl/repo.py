@@ -8,6 +8,7 @@ from functools import partial
 
 from buildd import protocol
 from buildd.protocol import Repository
+from ctl import reading
 from ctl.actions import Actions, action_parsers, run_action
 from ctl.client import QUICK_S, Client
 from ctl.failure import FAILED, INTERRUPTED, OK
@@ -153,12 +154,15 @@ _ACTIONS: Actions = {
     "branches": (_branches, "branches of a clone and their commits"),
     "cancel": (_cancel, "stop a clone or fetch that is under way"),
     "delete": (_delete, "remove a clone and its record"),
+    **reading.ACTIONS,
 }
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     for name, action in action_parsers(parser, _ACTIONS):
-        if name != "list":
+        if name in reading.ACTIONS:
+            reading.arguments(name, action)
+        elif name != "list":
             action.add_argument("repo", metavar="REPO", help="URL, path or known name")
         if name == "clone":
             action.add_argument("--again", action="store_true", help="try once more when the last clone failed")
@@ -173,6 +177,7 @@ VERBS = {
         partial(run_action, _ACTIONS),
         _arguments,
         "  buildctl repo clone https://example.org/things.git --wait\n"
-        "  buildctl repo list\n  buildctl repo branches things\n  buildctl repo delete things",
+        "  buildctl repo list\n  buildctl repo branches things\n  buildctl repo tree things@v1.2 src --depth 2\n"
+        "  buildctl repo cat things README.md --lines 1:20\n  buildctl repo delete things",
     )
 }

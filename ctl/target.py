@@ -31,6 +31,23 @@ def absolute(target: str) -> str:
     return "/" + full.lstrip("/") + revision + package
 
 
+def repository_and_revision(text: str) -> tuple[str, str]:
+    """`REPO[@REV]` as REPO, which means the same to the daemon, and REV, empty without one. Raises CtlError."""
+    target = absolute(text)
+    scheme = _URL.match(target)
+    if target.startswith("/"):
+        repo, revision = _split_revision(target)
+    else:
+        # what stands before the path, as in user@host:path, has an @ of its own
+        host = _SCP.match(target)
+        start = target.find("/", scheme.end()) if scheme else host.end() if host else 0
+        path, at, name = target[start:].partition("@") if start >= 0 else ("", "", "")
+        repo, revision = (target[:start] + path, at + name) if start >= 0 else (target, "")
+    if revision == "@":
+        raise CtlError(f"{text!r} ends in @ without a revision", hint="write it as REPO@REV", code=USAGE)
+    return repo, revision[1:]
+
+
 def _split_revision(place: str) -> tuple[str, str]:
     """The path and `@REV`. Directories may have an @ in their name, so what exists decides first."""
     if os.path.exists(os.path.expanduser(place)):

@@ -40,7 +40,7 @@ MODULES = {
     "list": ("ctl.show", "recent runs, or the packages of a target"),
     "show": ("ctl.show", "a run or a build in full"),
     "history": ("ctl.show", "builds, newest first"),
-    "repo": ("ctl.repo", "clones: clone, status, list, refresh, branches, cancel, delete"),
+    "repo": ("ctl.repo", "clones: clone, status, list, refresh, branches, cancel, delete, tree, docs, cat"),
     "artifacts": ("ctl.artifacts", "what builds left behind: list, show, get, verify, pin, unpin"),
     "gc": ("ctl.collect", "remove artifacts that the limits do not allow"),
     "db": ("ctl.db", "what is on record: history, latest, failures, fingerprint, stats, verify, reset-db"),

@@ -64,7 +64,13 @@ def build(request: BuildRequest, report: Callable[[Progress], None]) -> Built:
         )
         role.append(attributes.role(entry.path, told))
     size, definitions = publish(
-        request, entries, by_file, role, {number: left_out[number] for number in sorted(left_out)}, engine_version(), report
+        request,
+        entries,
+        by_file,
+        role,
+        {number: left_out[number] for number in sorted(left_out)},
+        engine_version(),
+        report,
     )
     return Built(
         files=len(entries),

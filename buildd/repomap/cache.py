@@ -73,7 +73,9 @@ class Cache:
             self._write([("UPDATE blobs SET used = ? WHERE key = ?", old)])
         return [(key, record) for key, record, _ in rows]
 
-    def _write(self, statements: list[tuple[str, list[tuple[object, ...]]]] | list[tuple[str, list[tuple[int, bytes]]]]) -> None:
+    def _write(
+        self, statements: list[tuple[str, list[tuple[object, ...]]]] | list[tuple[str, list[tuple[int, bytes]]]]
+    ) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for sql, rows in statements:

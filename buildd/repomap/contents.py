@@ -33,7 +33,9 @@ def sort_out(data: bytes) -> Reason | None:
         return "lfs"
     if b"\0" in data[:_BINARY_LOOK_BYTES] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "binary"
-    if len(data) >= _MINIFIED_MIN_BYTES and len(data) > _MINIFIED_LINE_BYTES * (data.count(b"\n") + data.count(b"\r") + 1):
+    if len(data) >= _MINIFIED_MIN_BYTES and len(data) > _MINIFIED_LINE_BYTES * (
+        data.count(b"\n") + data.count(b"\r") + 1
+    ):
         return "minified"
     return None
 

@@ -26,7 +26,10 @@ _ANY_SALT = U64(word_hash(b"any family"))
 _DEFINES = np.array([kind not in ONLY_SCOPES for kind in KINDS])
 _DECLARES = np.array([kind == "prototype" for kind in KINDS])
 _KIND_WEIGHTS = np.array(
-    [3.0 if kind in TYPES and kind not in ONLY_SCOPES else 2.0 if kind in ("function", "macro") else 0.7 for kind in KINDS]
+    [
+        3.0 if kind in TYPES and kind not in ONLY_SCOPES else 2.0 if kind in ("function", "macro") else 0.7
+        for kind in KINDS
+    ]
 )
 _KIND_WEIGHTS[[KINDS.index(kind) for kind in ONLY_SCOPES]] = 0.0
 _WORDS_AT_ONCE = 1 << 19
@@ -109,8 +112,12 @@ def graph_of(
     own_key = name_hash[definitions.name] ^ _SALTS[family[definitions.file]]
     any_key = name_hash[definitions.name] ^ _ANY_SALT
     declares = _DECLARES[definitions.kind]
-    counts_own = _DEFINES[definitions.kind] & ~(declares & np.isin(own_key, own_key[_DEFINES[definitions.kind] & ~declares]))
-    counts_any = _DEFINES[definitions.kind] & ~(declares & np.isin(any_key, any_key[_DEFINES[definitions.kind] & ~declares]))
+    counts_own = _DEFINES[definitions.kind] & ~(
+        declares & np.isin(own_key, own_key[_DEFINES[definitions.kind] & ~declares])
+    )
+    counts_any = _DEFINES[definitions.kind] & ~(
+        declares & np.isin(any_key, any_key[_DEFINES[definitions.kind] & ~declares])
+    )
     own_nodes, own_first, own_of = np.unique(own_key[counts_own], return_index=True, return_inverse=True)
     any_nodes, any_first, any_of = np.unique(any_key[counts_any], return_index=True, return_inverse=True)
     node_name = np.concatenate([definitions.name[counts_own][own_first], definitions.name[counts_any][any_first]])
@@ -126,7 +133,9 @@ def graph_of(
 
     # Which node a name is in each family, and which definitions a file has of its own.
     own_at = np.full((len(FAMILIES), len(name_hash)), -1, I32)
-    own_at[family[definitions.file[counts_own]][own_first], definitions.name[counts_own][own_first]] = np.arange(len(own_nodes))
+    own_at[family[definitions.file[counts_own]][own_first], definitions.name[counts_own][own_first]] = np.arange(
+        len(own_nodes)
+    )
     any_at = np.full(len(name_hash), -1, I32)
     any_at[definitions.name[counts_any][any_first]] = np.arange(len(any_nodes)) + len(own_nodes)
     defining = counts_own | counts_any
@@ -203,9 +212,7 @@ def _find(sorted_values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tupl
     return at, sorted_values[at] == wanted
 
 
-def _base(
-    definitions: Definitions, weights: NDArray[np.uint8], name_hash: NDArray[np.uint64], files: int
-) -> Floats:
+def _base(definitions: Definitions, weights: NDArray[np.uint8], name_hash: NDArray[np.uint64], files: int) -> Floats:
     """Shares of what the file has by itself: types before functions before members, where programs begin first."""
     weight = _KIND_WEIGHTS[definitions.kind] * np.where(definitions.outer >= 0, 0.3, 1.0) * np.sqrt(weights / 16)
     weight[(name_hash[definitions.name] == U64(word_hash(b"main"))) & (definitions.outer < 0)] *= _MAIN_FACTOR

@@ -51,9 +51,7 @@ def text(request: TextRequest) -> Text:
 
             again = rerank(index, request.focus, request.mention)
             made, unknown = ranked_text(index, request.tokens, again), again.unknown
-        return Text(
-            text=made.text, tokens=made.tokens, files=made.files, definitions=made.definitions, unknown=unknown
-        )
+        return Text(text=made.text, tokens=made.tokens, files=made.files, definitions=made.definitions, unknown=unknown)
 
 
 def ranked_text(index: MapIndex, tokens: int, again: Reranked | None = None) -> Outline:
@@ -132,7 +130,9 @@ def _files_below(paths: Sequence[str], path: str) -> set[int]:
 
 def refs(request: RefsRequest) -> Refs:
     with MapIndex(request.source.directory) as index:
-        definitions = _matching(index, request.name, "", "") if request.name and not _PATTERN.search(request.name) else []
+        definitions = (
+            _matching(index, request.name, "", "") if request.name and not _PATTERN.search(request.name) else []
+        )
         files = _files_naming(index, request.name)
         found: list[Ref] = []
         total = 0

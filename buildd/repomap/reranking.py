@@ -49,7 +49,9 @@ def rerank(index: MapIndex, focus: Sequence[str], mention: Sequence[str]) -> Rer
     numbers = {path: number for number, path in enumerate(index.paths)}
     for path in focus:
         wanted = path.removeprefix("./").rstrip("/")
-        found = [numbers[wanted]] if wanted in numbers else [n for p, n in numbers.items() if p.startswith(wanted + "/")]
+        found = (
+            [numbers[wanted]] if wanted in numbers else [n for p, n in numbers.items() if p.startswith(wanted + "/")]
+        )
         focused.update(found)
         if not found:
             unknown.append(path)

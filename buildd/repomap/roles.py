@@ -52,8 +52,12 @@ _DOCUMENTATION = re.compile(
     rb"(?:readme|licen[cs]e|copying|changes|changelog|news|authors|contributors|history|notice|unlicense|maintainers"
     rb"|contributing|codeowners|owners|todo|install).*"
 )
-_CONFIGURATION = re.compile(rb"\..+|(?:dockerfile|makefile|cmakelists\.txt|build|workspace|jenkinsfile|meson\.build|configure).*")
-_ENTRY = re.compile(rb"__main__\.py|main\.\w+|lib\.rs|app\.\w+|cli\.\w+|index\.[jt]sx?|program\.cs|application\.\w+|server\.\w+")
+_CONFIGURATION = re.compile(
+    rb"\..+|(?:dockerfile|makefile|cmakelists\.txt|build|workspace|jenkinsfile|meson\.build|configure).*"
+)
+_ENTRY = re.compile(
+    rb"__main__\.py|main\.\w+|lib\.rs|app\.\w+|cli\.\w+|index\.[jt]sx?|program\.cs|application\.\w+|server\.\w+"
+)
 _TOP = re.compile(
     rb"readme.*|pyproject\.toml|setup\.(?:cfg|py)|package\.json|cargo\.toml|go\.mod|pom\.xml|build\.gradle(?:\.kts)?"
     rb"|settings\.gradle(?:\.kts)?|cmakelists\.txt|makefile|meson\.build|composer\.json|gemfile|.+\.gemspec|package\.swift"
@@ -106,7 +110,11 @@ def teleport_of(path: bytes, role: int) -> float:
 class Attributes:
     """What the `.gitattributes` files of a tree say about roles."""
 
-    _NAMES = ((b"linguist-vendored", VENDORED), (b"linguist-generated", GENERATED), (b"linguist-documentation", DOCUMENTATION))
+    _NAMES = (
+        (b"linguist-vendored", VENDORED),
+        (b"linguist-generated", GENERATED),
+        (b"linguist-documentation", DOCUMENTATION),
+    )
 
     def __init__(self, files: Iterable[tuple[bytes, bytes]]) -> None:
         """Of path and content of each."""

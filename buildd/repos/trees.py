@@ -21,6 +21,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ from buildd.repos import limits, local
 from buildd.repos.checkout import Writer
 from buildd.repos.snapshot import snapshot
 
-__all__ = ["Branch", "Entry", "GitStore", "RawEntry", "crc32", "list_branches", "snapshot"]
+__all__ = ["Branch", "Child", "Entry", "GitStore", "RawEntry", "crc32", "list_branches", "snapshot"]
 
 pygit2.settings.owner_validation = False
 
@@ -55,6 +56,14 @@ class RawEntry(NamedTuple):
     path: bytes
     mode: int
     id: bytes
+
+
+class Child(NamedTuple):
+    """What a directory holds. `mode` is git's, `id` hexadecimal."""
+
+    name: bytes
+    mode: int
+    id: str
 
 
 class Branch(Struct, frozen=True, kw_only=True):
@@ -191,6 +200,20 @@ class GitStore:
                 for name in gone.keys() | come.keys():
                     _compare(prefix + os.fsdecode(name), gone.get(name), come.get(name), changed, stack)
             return changed
+
+    def children(self, tree: str) -> list[Child]:
+        """What is in a directory itself, in git's order. Raises NotFound."""
+        with self._borrow() as repository:
+            return [Child(name, _plain_mode(mode), id.hex()) for mode, name, id in _raw_list(repository, tree)]
+
+    def sizes(self, blobs: Iterable[str]) -> list[int]:
+        """Bytes of each of these blobs, without reading them. Raises NotFound."""
+        with self._borrow() as repository:
+            read_header = repository.odb.read_header
+            try:
+                return [read_header(pygit2.Oid(hex=id))[1] for id in blobs]
+            except (KeyError, ValueError) as error:
+                raise NotFound(f"{self.path} lacks an object: {error}", hint="`git fsck` there says more") from None
 
     def listing(self, tree: str) -> list[Entry]:
         """Everything in a tree but the directories themselves, in git's order. Raises InvalidInput (limits)."""
@@ -412,6 +435,7 @@ def _compare(
         changed[path] = None
 
 
+@lru_cache(64)
 def _plain_mode(raw: bytes) -> int:
     """The mode that is meant, as libgit2 reads it: old tools wrote leading zeros and other permissions."""
     mode = int(raw, 8)
@@ -428,15 +452,17 @@ def _raw_entries(repository: pygit2.Repository, tree: str | None) -> set[tuple[b
 
     None is a tree that is not there, and so has none.
     """
-    if tree is None:
-        return set()
+    return set(_raw_list(repository, tree)) if tree is not None else set()
+
+
+def _raw_list(repository: pygit2.Repository, tree: str) -> list[tuple[bytes, bytes, bytes]]:
     try:
         kind, data = repository.odb.read(_oid(tree))
     except KeyError:
         raise NotFound(f"no tree {tree}") from None
     if kind != pygit2.enums.ObjectType.TREE:
         raise NotFound(f"object {tree} is not a tree")
-    return set(_RAW_ENTRY.findall(data))
+    return _RAW_ENTRY.findall(data)
 
 
 def _child(tree: pygit2.Tree, name: str) -> pygit2.Object | None:

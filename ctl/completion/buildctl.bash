@@ -32,7 +32,7 @@ _buildctl_reply() { # WORD…
 
 _buildctl() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-  local verb= action= word takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval '
+  local verb= action= word folder= takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines '
   local -a socket=() arguments=()
   local -i i
   COMPREPLY=()
@@ -58,7 +58,7 @@ _buildctl() {
     --run) _buildctl_reply latest $(_buildctl_ask number list); return ;;
     --strategy) _buildctl_reply none conservative aggressive; return ;;
     --force-package) _buildctl_reply $(_buildctl_ask package history --limit 200); return ;;
-    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset | --note | --slowest | --interval | --max-* | --min-*)
+    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset | --note | --slowest | --interval | --depth | -d | --lines | --max-* | --min-*)
       return
       ;;
   esac
@@ -84,6 +84,15 @@ _buildctl() {
     history/0 | why/0 | verify/0) _buildctl_reply $(_buildctl_ask package history --limit 200) ;;
     repo/0 | artifacts/0 | db/0) _buildctl_reply $(_buildctl_actions "$verb") ;;
     repo/1) [[ $action == list ]] || _buildctl_reply $(_buildctl_ask name repo list) ;;
+    repo/2)
+      case $action in
+        tree | docs | cat)
+          [[ $current == */* ]] && folder=${current%/*}
+          _buildctl_reply $(_buildctl_ask path repo tree "${arguments[1]}" "$folder" --depth 1)
+          compopt -o nospace 2>/dev/null
+          ;;
+      esac
+      ;;
     artifacts/1 | db/1)
       case $verb/$action in
         db/stats | db/verify | db/reset-db) ;;

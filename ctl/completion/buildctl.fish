@@ -9,7 +9,7 @@ function __buildctl_words
     for word in (commandline -opc)[2..-1]
         if test $skip = yes
             set skip no
-        else if contains -- $word --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval
+        else if contains -- $word --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines
             set skip yes
         else if not string match -q -- '-*' $word
             echo $word
@@ -61,6 +61,12 @@ function __buildctl_ask # KEY VERB [ARG…]
         string replace -r "^\"$argv[1]\": *" '' | string trim -c '"' | sort -u
 end
 
+# What is in the directory of a repository that the word at the cursor names.
+function __buildctl_paths
+    set -l folder (string match -r '^(.*)/' -- (commandline -ct))[2]
+    __buildctl_ask path repo tree (__buildctl_words)[3] "$folder" --depth 1
+end
+
 complete -c buildctl -f
 complete -c buildctl -n 'string match -q -- "-*" (commandline -ct)' -a '(__buildctl_options)'
 complete -c buildctl -n 'test (count (__buildctl_words)) -eq 0' -a '(__buildctl_help_words)'
@@ -72,6 +78,7 @@ complete -c buildctl -n '__buildctl_at 1 cancel logs' -a '(__buildctl_ask name s
 complete -c buildctl -n '__buildctl_at 0 history why verify' -a '(__buildctl_ask package history --limit 200)'
 complete -c buildctl -n '__buildctl_at 0 repo artifacts db' -a '(__buildctl_help_words (__buildctl_words)[1])'
 complete -c buildctl -n '__buildctl_at 1 repo' -a '(__buildctl_ask name repo list)'
+complete -c buildctl -n '__buildctl_at 2 repo; and contains -- (__buildctl_words)[2] tree docs cat' -a '(__buildctl_paths)'
 complete -c buildctl -n '__buildctl_at 1 artifacts' -a '(__buildctl_ask package history --limit 200)'
 complete -c buildctl -n '__buildctl_at 1 db; and not contains -- (__buildctl_words)[2] stats verify reset-db' -a '(__buildctl_ask package history --limit 200)'
 complete -c buildctl -n '__buildctl_at 0 call' -a '(command buildctl schema 2>/dev/null | string match -ar "\"[a-z]+\\.[a-z]+\"" | string trim -c "\"")'

@@ -30,10 +30,10 @@ _buildctl_ask() { # KEY VERB [ARG…]
 }
 
 _buildctl() {
-  local verb= action= word current=$words[CURRENT] previous=$words[CURRENT-1]
+  local verb= action= word folder= current=$words[CURRENT] previous=$words[CURRENT-1]
   local -a socket arguments takes lines
   integer i
-  takes=(--socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval)
+  takes=(--socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines)
 
   for ((i = 2; i < CURRENT; i++)); do
     word=$words[i]
@@ -54,7 +54,7 @@ _buildctl() {
     --run) compadd -- latest $(_buildctl_ask number list); return ;;
     --strategy) compadd -- none conservative aggressive; return ;;
     --force-package) compadd -- $(_buildctl_ask package history --limit 200); return ;;
-    --timeout|--limit|-n|--kind|--priority|--tail|--after|--offset|--note|--slowest|--interval|--max-*|--min-*) return 1 ;;
+    --timeout|--limit|-n|--kind|--priority|--tail|--after|--offset|--note|--slowest|--interval|--depth|-d|--lines|--max-*|--min-*) return 1 ;;
   esac
 
   if [[ $current == -* ]]; then
@@ -84,6 +84,11 @@ _buildctl() {
       _describe action lines
       ;;
     repo/1) [[ $action == list ]] || compadd -- $(_buildctl_ask name repo list) ;;
+    repo/2)
+      [[ $action == (tree|docs|cat) ]] || return 1
+      [[ $current == */* ]] && folder=${current%/*}
+      compadd -S '' -- $(_buildctl_ask path repo tree $arguments[2] "$folder" --depth 1)
+      ;;
     artifacts/1|db/1)
       [[ $verb/$action == db/(stats|verify|reset-db) ]] || compadd -- $(_buildctl_ask package history --limit 200)
       ;;

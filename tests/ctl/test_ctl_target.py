@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ctl.failure import USAGE, CtlError
-from ctl.target import absolute
+from ctl.target import absolute, repository_and_revision
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +85,29 @@ def test_an_empty_target_is_wrong_usage(target: str) -> None:
     with pytest.raises(CtlError, match="empty") as caught:
         absolute(target)
     assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize(
+    ("typed", "repo", "revision"),
+    [
+        ("zlib", "zlib", ""),
+        ("zlib@v1.3", "zlib", "v1.3"),
+        ("zlib@feature/x@2", "zlib", "feature/x@2"),
+        ("https://example.org/things.git", "https://example.org/things.git", ""),
+        ("https://example.org/things.git@main", "https://example.org/things.git", "main"),
+        ("ssh://git@example.org/things@v1", "ssh://git@example.org/things", "v1"),
+        ("ssh://git@example.org", "ssh://git@example.org", ""),
+        ("git@example.org:team/things.git", "git@example.org:team/things.git", ""),
+        ("git@example.org:things.git@v1", "git@example.org:things.git", "v1"),
+        ("./things@v1", "{}/things", "v1"),
+        ("odd@name@v1", "{}/odd@name", "v1"),
+        ("/srv/things@main", "/srv/things", "main"),
+    ],
+)
+def test_a_repository_is_told_from_its_revision(typed: str, repo: str, revision: str, here: Path) -> None:
+    assert repository_and_revision(typed) == (repo.format(here), revision)
+
+
+def test_an_empty_revision_is_wrong_usage() -> None:
+    with pytest.raises(CtlError, match="ends in @"):
+        repository_and_revision("zlib@")

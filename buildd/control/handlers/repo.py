@@ -5,10 +5,39 @@ Invariant: what was answered is on record, and a `kill -9` does not undo it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
 from buildd.control.handlers.services import Services
+from buildd.control.rights import may_control
 from buildd.control.socket import Peer
 from buildd.model import Repository
-from buildd.protocol import Branch, BranchList, CloneParams, CloneResult, Empty, Ok, RepoList, RepoParams
+from buildd.protocol import (
+    Branch,
+    BranchList,
+    CatParams,
+    CloneParams,
+    CloneResult,
+    Documents,
+    DocumentsParams,
+    Empty,
+    FileContent,
+    Ok,
+    RepoList,
+    RepoParams,
+    RevisionParams,
+    Tree,
+    TreeParams,
+)
+from buildd.repos import local
+from buildd.repos.documents import documents
+from buildd.repos.excerpt import excerpt
+from buildd.repos.outline import outline
+from buildd.repos.reading import View
+
+T = TypeVar("T")
 
 
 async def clone(services: Services, params: CloneParams, peer: Peer) -> CloneResult:
@@ -43,3 +72,23 @@ async def delete(services: Services, params: RepoParams, peer: Peer) -> Ok:
 async def branches(services: Services, params: RepoParams, peer: Peer) -> BranchList:
     found = await services.clones.branches(params.repo)
     return BranchList(branches=tuple(Branch(name=b.name, commit=b.commit, head=b.is_head) for b in found))
+
+
+async def tree(services: Services, params: TreeParams, peer: Peer) -> Tree:
+    return await _read(services, params, peer, partial(outline, params))
+
+
+async def docs(services: Services, params: DocumentsParams, peer: Peer) -> Documents:
+    return await _read(services, params, peer, partial(documents, params))
+
+
+async def cat(services: Services, params: CatParams, peer: Peer) -> FileContent:
+    return await _read(services, params, peer, partial(excerpt, params))
+
+
+async def _read(services: Services, params: RevisionParams, peer: Peer, look: Callable[[View], T]) -> T:
+    """A local repository needs no clone: it becomes known, if who asks may have it become so."""
+    local_one = params.repo.startswith("/") and local.git_dir(Path(params.repo)) is not None
+    if local_one and may_control(peer, services.config().control.group):
+        services.clones.request(params.repo)
+    return await services.reader.read(params, look)

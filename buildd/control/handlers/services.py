@@ -18,6 +18,7 @@ from buildd.monitor.sampler import Sampler
 from buildd.protocol import CheckResult
 from buildd.repomap.maps import Maps
 from buildd.repos.clones import Clones
+from buildd.repos.reading import Reader
 from buildd.store.artifacts import ArtifactStore
 from buildd.store.database import Database
 from buildd.store.journal import Journal
@@ -40,6 +41,7 @@ class Services(Struct, frozen=True, kw_only=True):
     engine: Engine
     clones: Clones
     maps: Maps
+    reader: Reader
     journal: Journal
     database: Database
     runs: RunStore
