@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ctl import endpoint
-from ctl.failure import UNREACHABLE, USAGE, CtlError, Gone, exit_code
+from ctl.failure import UNREACHABLE, USAGE, CtlError, Gone, NoSuchMethod, exit_code
 from ctl.section import Record
 from ctl.wire import Closed, Wire
 
@@ -27,6 +27,7 @@ QUICK_S = 10.0
 """How long a request that is answered at once may take, and a daemon with long work may be silent."""
 COME_BACK_S = 60.0
 """How long a follower waits for a daemon that went away."""
+_METHOD_NOT_FOUND = -32601
 
 T = TypeVar("T")
 
@@ -52,6 +53,10 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self._wire.close()
+
+    def hang_up(self) -> None:
+        """End the connection, from whichever thread: whoever waits for an answer gets Gone."""
+        self._wire.hang_up()
 
     def reopen(self, patience: float = COME_BACK_S) -> bool:
         """Connect again once the daemon is back; False when it is not after `patience` seconds."""
@@ -241,7 +246,8 @@ def _error(refusal: object) -> CtlError:
     data = found.get("data")
     hint = data.get("hint", "") if isinstance(data, dict) else ""
     code = found.get("code")
-    return CtlError(
+    kind = NoSuchMethod if code == _METHOD_NOT_FOUND else CtlError
+    return kind(
         str(found.get("message", "the daemon gives no reason")),
         hint=str(hint),
         code=exit_code(code) if isinstance(code, int) else exit_code(1),

@@ -35,6 +35,10 @@ class Gone(CtlError):
         )
 
 
+class NoSuchMethod(CtlError):
+    """The daemon does not know the method: it is of an older version."""
+
+
 def exit_code(error_code: int) -> int:
     """The exit code of a JSON-RPC error: the daemon's own codes are exit codes already, except `busy`."""
     if FAILED <= error_code <= NOT_PERMITTED:

@@ -88,9 +88,14 @@ _ESCAPE_SEQUENCE = (
 )
 
 
+def without_escapes(text: str) -> str:
+    """`text` without what a terminal takes for colours, titles and movements."""
+    return re.sub(_ESCAPE_SEQUENCE, "", text)
+
+
 def screen_line(text: str) -> str:
     """What a line of output would leave on a screen: no escapes, what follows the last carriage return."""
-    text = re.sub(_ESCAPE_SEQUENCE, "", text).rstrip("\r\n")
+    text = without_escapes(text).rstrip("\r\n")
     return printable(text.rpartition("\r")[2].replace("\t", "  ")).strip()
 
 

@@ -44,6 +44,7 @@ MODULES = {
     "artifacts": ("ctl.artifacts", "what builds left behind: list, show, get, verify, pin, unpin"),
     "gc": ("ctl.collect", "remove artifacts that the limits do not allow"),
     "db": ("ctl.db", "what is on record: history, latest, failures, fingerprint, stats, verify, reset-db"),
+    "mcp": ("ctl.mcp.verb", "serve an AI client on standard input and output"),
     "drain": ("ctl.steer", "start no more builds"),
     "resume": ("ctl.steer", "undo drain"),
     "reload": ("ctl.steer", "read the configuration again"),

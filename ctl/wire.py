@@ -38,6 +38,13 @@ class Wire:
     def close(self) -> None:
         self._connection.close()
 
+    def hang_up(self) -> None:
+        """End the connection beneath another thread, whose wait then raises Closed."""
+        try:
+            self._connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
+
     def send(self, body: bytes, timeout: float) -> bool:
         """Send a message of an empty part and `body`; False when it did not go within the time. Raises Closed."""
         deadline = time.monotonic() + timeout

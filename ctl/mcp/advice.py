@@ -1,0 +1,102 @@
+"""What to call next when the daemon refuses: an AI cannot run `buildctl`, which the daemon's own hints speak of.
+
+What is the matter is asked of the daemon, not read from the words of its error.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from buildd import protocol
+from buildd.protocol import Repository
+from ctl.failure import NOT_FOUND, NOT_PERMITTED, REFUSED, UNREACHABLE, CtlError, Gone, NoSuchMethod
+from ctl.mcp.daemon import Daemon
+from ctl.mcp.tool import Arguments
+from ctl.target import absolute
+
+_NEAR = 3
+
+
+async def advice(daemon: Daemon, name: str, args: Arguments, error: CtlError) -> str:
+    """What the caller of the tool `name` can do about `error`; never raises one of its own."""
+    if isinstance(error, NoSuchMethod):
+        return (
+            "The running daemon is older than this server and cannot do that: ask the user to update and restart it. "
+            "get_daemon_status tells its version."
+        )
+    if error.code == UNREACHABLE:
+        when = "It may be restarting: call" if isinstance(error, Gone) else "Ask the user to start it; then call"
+        return f"{_own(error.hint)}{when} get_daemon_status until it answers, and {name} again."
+    if error.code == NOT_PERMITTED:
+        return f"{_own(error.hint)}Do not try again: the user must be given that right first. Tools that look may work."
+    try:
+        return f"{_own(error.hint)}{await _by_state(daemon, name, args, error)}"
+    except CtlError:  # what happened is said already
+        return _own(error.hint)
+
+
+def _own(hint: str) -> str:
+    """The daemon's hint as a sentence, unless it speaks of a command."""
+    if not hint or "buildctl" in hint:
+        return ""
+    return f"{hint[0].upper()}{hint[1:].rstrip('.')}. "
+
+
+async def _by_state(daemon: Daemon, name: str, args: Arguments, error: CtlError) -> str:
+    repo = _argument(args, "repo")
+    if repo:
+        return await _about_repository(daemon, name, args, absolute(repo), error)
+    if error.code == NOT_FOUND and _argument(args, "run") and name != "explain_build":
+        return "list_builds shows the runs there are, get_build_status the packages and builds of one."
+    if name in ("start_build", "plan_build", "explain_build"):
+        return "list_repos shows known repositories; plan_build with a repository as target shows its packages."
+    return ""
+
+
+def _argument(args: Arguments, name: str) -> str:
+    """The argument of that name; empty for a tool without it."""
+    return str(getattr(args, name)) if name in args.__struct_fields__ else ""
+
+
+async def _about_repository(daemon: Daemon, name: str, args: Arguments, repo: str, error: CtlError) -> str:
+    known = (await daemon.call("repo.list", None, protocol.RepoList)).repositories
+    try:
+        found = await daemon.call("repo.status", protocol.RepoParams(repo=repo), Repository)
+    except CtlError:
+        return _unknown(repo, known)
+    status = found.clone_status.status
+    if status == "cloning":
+        return (
+            f"It is being cloned: call get_clone_status with repo={found.url} and wait_seconds=30, then {name} again."
+        )
+    if status == "failed":
+        return (
+            f"Its last clone failed: {found.clone_status.error}. Call clone_repo with repo={found.url} and again=true "
+            "once the cause may be gone."
+        )
+    if status == "not_started":
+        return f"It is not cloned: call clone_repo with repo={found.url}, then {name} again."
+    if error.code == REFUSED and name in ("search_definitions", "find_references"):
+        return (
+            f"It takes the map: call get_source_repo_map with repo={found.url}, the same revision and wait_seconds=30 "
+            f"until it is complete, then {name} again."
+        )
+    if name == "delete_repo":
+        return "get_repo_status tells what is done with it; list_builds with active=true which runs may use it."
+    if error.code == NOT_FOUND and _argument(args, "path"):
+        return (
+            f"get_repo_structure with repo={found.url} shows what is there, list_repository_branches the revisions; "
+            "refresh_repo fetches newer ones."
+        )
+    if _argument(args, "revision"):
+        return f"list_repository_branches with repo={found.url} shows the revisions; refresh_repo fetches newer ones."
+    return f"get_repo_status with repo={found.url} tells its state."
+
+
+def _unknown(repo: str, known: tuple[Repository, ...]) -> str:
+    names = {name: repository for repository in known for name in (repository.name, repository.url)}
+    near = difflib.get_close_matches(repo, names, n=_NEAR, cutoff=0.5)
+    near += [name for name in names if repo.lower() in name.lower() and name not in near]
+    urls = list(dict.fromkeys(names[name].url for name in near))[:_NEAR]
+    meant = f"Did you mean {' or '.join(urls)}? " if urls else ""
+    return f"{meant}list_repos shows the repositories that are known; clone_repo with a URL adds one."
