@@ -6,6 +6,7 @@ What is the matter is asked of the daemon, not read from the words of its error.
 from __future__ import annotations
 
 import difflib
+import re
 
 from buildd import protocol
 from buildd.protocol import Repository
@@ -19,35 +20,42 @@ _NEAR = 3
 
 async def advice(daemon: Daemon, name: str, args: Arguments, error: CtlError) -> str:
     """What the caller of the tool `name` can do about `error`; never raises one of its own."""
+    return " ".join(filter(None, [for_tools(error.hint), await _next_call(daemon, name, args, error)]))
+
+
+def for_tools(hint: str) -> str:
+    """The daemon's hint as a sentence, unless it speaks of a command."""
+    if not hint or "buildctl" in hint:
+        return ""
+    return f"{hint[0].upper()}{hint[1:]}{'' if hint.endswith(('.', '?')) else '.'}"
+
+
+async def _next_call(daemon: Daemon, name: str, args: Arguments, error: CtlError) -> str:
     if isinstance(error, NoSuchMethod):
         return (
             "The running daemon is older than this server and cannot do that: ask the user to update and restart it. "
             "get_daemon_status tells its version."
         )
     if error.code == UNREACHABLE:
-        when = "It may be restarting: call" if isinstance(error, Gone) else "Ask the user to start it; then call"
-        return f"{_own(error.hint)}{when} get_daemon_status until it answers, and {name} again."
+        first = "It may be restarting" if isinstance(error, Gone) else "If it does not run, ask the user to start it"
+        return f"{first}. Call get_daemon_status until it answers, then {name} again."
     if error.code == NOT_PERMITTED:
-        return f"{_own(error.hint)}Do not try again: the user must be given that right first. Tools that look may work."
+        return "Do not try again: the user has to be given that right first. Tools that only look may work."
     try:
-        return f"{_own(error.hint)}{await _by_state(daemon, name, args, error)}"
+        return await _by_state(daemon, name, args, error)
     except CtlError:  # what happened is said already
-        return _own(error.hint)
-
-
-def _own(hint: str) -> str:
-    """The daemon's hint as a sentence, unless it speaks of a command."""
-    if not hint or "buildctl" in hint:
         return ""
-    return f"{hint[0].upper()}{hint[1:].rstrip('.')}. "
 
 
 async def _by_state(daemon: Daemon, name: str, args: Arguments, error: CtlError) -> str:
     repo = _argument(args, "repo")
     if repo:
         return await _about_repository(daemon, name, args, absolute(repo), error)
-    if error.code == NOT_FOUND and _argument(args, "run") and name != "explain_build":
+    run = _argument(args, "run")
+    if error.code == NOT_FOUND and run:
         return "list_builds shows the runs there are, get_build_status the packages and builds of one."
+    if error.code == REFUSED and run:
+        return f"get_build_status with run={run} tells its state."
     if name in ("start_build", "plan_build", "explain_build"):
         return "list_repos shows known repositories; plan_build with a repository as target shows its packages."
     return ""
@@ -59,11 +67,14 @@ def _argument(args: Arguments, name: str) -> str:
 
 
 async def _about_repository(daemon: Daemon, name: str, args: Arguments, repo: str, error: CtlError) -> str:
-    known = (await daemon.call("repo.list", None, protocol.RepoList)).repositories
     try:
         found = await daemon.call("repo.status", protocol.RepoParams(repo=repo), Repository)
     except CtlError:
-        return _unknown(repo, known)
+        known = (await daemon.call("repo.list", None, protocol.RepoList)).repositories
+        names = difflib.get_close_matches(re.split("[/:]", repo)[-1], [repository.name for repository in known])
+        near = [repository.url for repository in known if repository.name in names]
+        meant = f"Did you mean {' or '.join(near[:_NEAR])}? " if near else ""
+        return f"{meant}list_repos shows the repositories that are known; clone_repo with a URL adds one."
     status = found.clone_status.status
     if status == "cloning":
         return (
@@ -91,12 +102,3 @@ async def _about_repository(daemon: Daemon, name: str, args: Arguments, repo: st
     if _argument(args, "revision"):
         return f"list_repository_branches with repo={found.url} shows the revisions; refresh_repo fetches newer ones."
     return f"get_repo_status with repo={found.url} tells its state."
-
-
-def _unknown(repo: str, known: tuple[Repository, ...]) -> str:
-    names = {name: repository for repository in known for name in (repository.name, repository.url)}
-    near = difflib.get_close_matches(repo, names, n=_NEAR, cutoff=0.5)
-    near += [name for name in names if repo.lower() in name.lower() and name not in near]
-    urls = list(dict.fromkeys(names[name].url for name in near))[:_NEAR]
-    meant = f"Did you mean {' or '.join(urls)}? " if urls else ""
-    return f"{meant}list_repos shows the repositories that are known; clone_repo with a URL adds one."

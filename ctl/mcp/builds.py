@@ -10,7 +10,8 @@ from msgspec import Meta
 from buildd import protocol
 from buildd.protocol import PackageState, RunView, Stats, Strategy
 from ctl.failure import Gone
-from ctl.mcp.fields import POLL_S, NextOffset, NextStep, Offset, Time, Wait, extend, moment, page
+from ctl.mcp.advice import for_tools
+from ctl.mcp.fields import POLL_S, Count, NextOffset, NextStep, Offset, Time, Wait, extend, moment, page
 from ctl.mcp.tool import Answer, Arguments, Call, ToolError, tool
 from ctl.mcp.waiting import within
 from ctl.target import absolute
@@ -93,7 +94,8 @@ def _numbers(stats: Stats) -> dict[str, int]:
 
 
 def _package_line(package: PackageAnswer) -> str:
-    details = [package.reason, f"phase {package.phase}" if package.phase else "", package.message]
+    phase = f"phase {package.phase}" if package.phase and package.state == "running" else ""
+    details = [package.reason, phase, package.message]
     took = f" in {duration(package.seconds)}" if package.seconds is not None else ""
     told = "; ".join(filter(None, details))
     build = f" [build {package.build}]" if package.build else ""
@@ -139,7 +141,7 @@ async def _run_answer(
         next_offset=next_offset,
         wave=found.wave,
         waves=found.waves,
-        error=found.error or "",
+        error=" ".join(filter(None, [found.error, for_tools(found.hint or "")])),
         waiting=waiting,
         next_step=_next_step(found),
     )
@@ -168,20 +170,23 @@ def _next_step(run: RunView) -> str:
             f"Call get_build_log with run={run.number} and package=NAME for the log of a failed package; "
             "start_build tries again once the cause is gone."
         )
+    if run.state == "failed":
+        return "Correct the targets, or remove the cause, and start it again: list_repos shows known repositories."
     return ""
 
 
-async def _until_ended(call: Call, run: str, seconds: float) -> None:
-    """Wait until a run ends, or so many seconds, telling how far it is."""
+async def _until_ended(call: Call, run: str, seconds: float) -> str:
+    """Wait until a run ends, or so many seconds, telling how far it is; its id, for by then `latest` may be another."""
     deadline = time.monotonic() + seconds
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            return
+            return run
         params = protocol.WaitParams(run=run, timeout=min(POLL_S, left), packages=False)
         answer = await call.daemon.call("run.wait", params, protocol.WaitResult, hold=POLL_S, patience=left)
+        run = answer.run.id
         if answer.finished:
-            return
+            return run
         stats = answer.run.stats
         message = f"run {answer.run.number} {answer.run.state}: {counts(_numbers(stats))}"
         done = stats.total - stats.queued - stats.running
@@ -206,7 +211,7 @@ class StartArguments(Arguments, frozen=True, kw_only=True):
     strategy: Annotated[
         Strategy | None, Meta(description="Which earlier results count; without it, as the daemon is configured.")
     ] = None
-    max_retries: Annotated[int | None, Meta(ge=0, description="Further attempts after failures that may pass.")] = None
+    max_retries: Annotated[Count | None, Meta(description="Further attempts after failures that may pass.")] = None
     priority: Annotated[int, Meta(description="Higher goes first.")] = 0
     wait_seconds: Wait = 0.0
 
@@ -256,8 +261,8 @@ class StatusArguments(Arguments, frozen=True, kw_only=True):
 async def get_build_status(call: Call, args: StatusArguments) -> RunAnswer:
     """A run with its packages, failures first. With `wait_seconds` it waits that long for the run's end. `finished`
     tells whether it has ended; a run that failed is answered with its reasons."""
-    await _until_ended(call, args.run, args.wait_seconds)
-    return await _run_answer(call, args.run, states=args.states, limit=args.limit, offset=args.offset)
+    run = await _until_ended(call, args.run, args.wait_seconds)
+    return await _run_answer(call, run, states=args.states, limit=args.limit, offset=args.offset)
 
 
 class CancelArguments(Arguments, frozen=True, kw_only=True):
@@ -338,8 +343,8 @@ class LogArguments(Arguments, frozen=True, kw_only=True):
         str, Meta(description="Name of a package of the run; may be left out when one was built, or one failed.")
     ] = ""
     offset: Annotated[
-        int | None,
-        Meta(ge=0, description="Byte to start at, as `next_offset` of an earlier answer; without it, the end."),
+        Count | None,
+        Meta(description="Byte to start at, as `next_offset` of an earlier answer; without it, the end."),
     ] = None
     max_bytes: Annotated[int, Meta(ge=1, le=protocol.MAX_CHUNK_BYTES)] = 16_384
     wait_seconds: Wait = 0.0

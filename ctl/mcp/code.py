@@ -14,6 +14,7 @@ from msgspec import Meta
 from buildd import protocol
 from ctl.mcp.fields import (
     POLL_S,
+    Line,
     NextOffset,
     NextStep,
     Offset,
@@ -410,10 +411,8 @@ async def get_repo_documentation(call: Call, args: DocumentArguments) -> Documen
 
 class ContentArguments(CodeArguments, frozen=True, kw_only=True):
     path: Annotated[str, Meta(min_length=1, description="From the top of the repository, as in src/main.py.")]
-    first_line: Annotated[int, Meta(ge=1)] = 1
-    last_line: Annotated[
-        int | None, Meta(ge=1, description="Included; without it, as much as fits into max_bytes.")
-    ] = None
+    first_line: Line = 1
+    last_line: Annotated[Line | None, Meta(description="Included; without it, as much as fits into max_bytes.")] = None
     max_bytes: Annotated[int, Meta(ge=1, le=MAX_FILE_BYTES)] = 65_536
 
 

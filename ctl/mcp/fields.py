@@ -28,6 +28,8 @@ Wait = Annotated[
         "ends early when the work does. Many clients give up on a call after 60 seconds: stay below that.",
     ),
 ]
+Count = Annotated[int, Meta(ge=0)]
+Line = Annotated[int, Meta(ge=1, description="From 1.")]
 Offset = Annotated[int, Meta(ge=0, description="How many to skip: `next_offset` of the answer before.")]
 NextOffset = Annotated[int | None, Meta(description="What to pass as `offset` for the next page; null on the last.")]
 NextStep = Annotated[str, Meta(description="What to call next, where something follows.")]

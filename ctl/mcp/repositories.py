@@ -153,10 +153,6 @@ def _next_step(found: Repository, transfer: Transfer | None) -> str:
             return f"Call clone_repo with repo={found.url}."
 
 
-def _answer(found: Repository, transfer: Transfer | None) -> RepositoryAnswer:
-    return extend(RepositoryAnswer, _state(found), transfer=transfer, next_step=_next_step(found, transfer))
-
-
 # --- tools ------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +176,8 @@ class CloneAnswer(Answer, frozen=True, kw_only=True):
     ]
     path: Annotated[str, Meta(description="Where the clone is, or will be, on the daemon's machine.")]
     message: str
-    repository: RepositoryAnswer
+    repository: RepositoryState
+    transfer: Transfer | None
     next_step: NextStep
 
 
@@ -211,7 +208,8 @@ async def clone_repo(call: Call, args: CloneArguments) -> CloneAnswer:
         status=status,
         path=answer.path,
         message=message,
-        repository=_answer(found, transfer),
+        repository=_state(found),
+        transfer=transfer,
         next_step=_next_step(found, transfer),
     )
 
@@ -259,7 +257,8 @@ async def get_clone_status(call: Call, args: RepoWaitArguments) -> CloneStatusAn
 async def get_repo_status(call: Call, args: RepoArguments) -> RepositoryAnswer:
     """One repository: its clone, when it was fetched and used, its size, the state of its map, and what is being
     transferred for it now."""
-    return _answer(*await _look(call, args.repo))
+    found, transfer = await _look(call, args.repo)
+    return extend(RepositoryAnswer, _state(found), transfer=transfer, next_step=_next_step(found, transfer))
 
 
 class ListReposArguments(Arguments, frozen=True, kw_only=True):
@@ -297,7 +296,8 @@ class RefreshAnswer(Answer, frozen=True, kw_only=True):
     """What became of a fetch."""
 
     status: Annotated[str, Meta(description="refreshed: it is done. fetching: it goes on in the background.")]
-    repository: RepositoryAnswer
+    repository: RepositoryState
+    transfer: Transfer | None
     next_step: NextStep
 
 
@@ -318,7 +318,8 @@ async def refresh_repo(call: Call, args: RefreshArguments) -> RefreshAnswer:
     found, transfer = await _look(call, args.repo)
     return RefreshAnswer(
         status="fetching" if done is None else "refreshed",
-        repository=_answer(found, transfer),
+        repository=_state(found),
+        transfer=transfer,
         next_step=_next_step(found, transfer),
     )
 

@@ -48,7 +48,7 @@ instead of calling it in a loop. An error says what happened and which tool to c
 `next_offset` as `offset`."""
 
 
-class Adapter:
+class _Adapter:
     """Answers the client's requests by `tools`."""
 
     def __init__(self, daemon: Daemon, tools: Sequence[Tool]) -> None:
@@ -109,10 +109,9 @@ def _failure(message: str, advice: str) -> CallToolResult:
     return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
 
 
-def serve(daemon: Daemon, tools: Sequence[Tool]) -> None:
-    """Serve one client on standard input and output, until it closes them."""
-    adapter = Adapter(daemon, tools)
-    server: Server[dict[str, Any]] = Server(
+def make_server(daemon: Daemon, tools: Sequence[Tool]) -> Server[dict[str, Any]]:
+    adapter = _Adapter(daemon, tools)
+    return Server(
         "buildd",
         version=__version__,
         title="buildd",
@@ -120,6 +119,11 @@ def serve(daemon: Daemon, tools: Sequence[Tool]) -> None:
         on_list_tools=adapter.list_tools,
         on_call_tool=adapter.call_tool,
     )
+
+
+def serve(daemon: Daemon, tools: Sequence[Tool]) -> None:
+    """Serve one client on standard input and output, until it closes them."""
+    server = make_server(daemon, tools)
 
     async def run() -> None:
         async with stdio_server() as (read, write):

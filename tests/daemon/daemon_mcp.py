@@ -1,0 +1,86 @@
+"""`buildctl mcp` and a client of it: the SDK's own, over standard input and output."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from harness import BUILDCTL, Daemon, RecipeRepository
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp.types import CallToolResult, TextContent
+
+Report = tuple[float, float | None, str | None]
+
+
+class Session:
+    """Calls of tools by a client that has connected."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def result(self, name: str, reports: list[Report] | None = None, **arguments: object) -> CallToolResult:
+        """What a tool answers. `reports` collects the progress that it tells."""
+
+        async def collect(progress: float, total: float | None, message: str | None) -> None:
+            assert reports is not None
+            reports.append((progress, total, message))
+
+        return await self.client.call_tool(
+            name, _arguments(arguments), progress_callback=None if reports is None else collect
+        )
+
+    async def answer(self, name: str, reports: list[Report] | None = None, **arguments: object) -> dict[str, Any]:
+        """The structured content of an answer; the client has compared it with the tool's schema."""
+        result = await self.result(name, reports, **arguments)
+        assert not result.is_error, text_of(result)
+        assert isinstance(result.structured_content, dict)
+        return result.structured_content
+
+    async def text(self, name: str, **arguments: object) -> str:
+        """What a model reads of an answer."""
+        result = await self.result(name, **arguments)
+        assert not result.is_error, text_of(result)
+        return text_of(result)
+
+    async def error(self, name: str, **arguments: object) -> str:
+        """The text of an answer that says why not."""
+        result = await self.result(name, **arguments)
+        assert result.is_error, text_of(result)
+        assert result.structured_content is None
+        return text_of(result)
+
+
+def _arguments(given: dict[str, object]) -> dict[str, object]:
+    return {name: str(value) if isinstance(value, RecipeRepository) else value for name, value in given.items()}
+
+
+def text_of(result: CallToolResult) -> str:
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+@asynccontextmanager
+async def connected(daemon: Daemon, *options: str, mode: str = "auto") -> AsyncIterator[Session]:
+    """A session with a `buildctl mcp` that has ended afterwards, and has said nothing beside the protocol."""
+    parameters = StdioServerParameters(
+        command=BUILDCTL[0],
+        args=[*BUILDCTL[1:], "mcp", *options],
+        env=daemon.client_environment(),
+        cwd=str(daemon.home),
+    )
+    failure: Exception | None = None
+    with tempfile.TemporaryFile("w+") as log:
+        async with Client(stdio_client(parameters, errlog=log), mode=mode) as client:
+            try:
+                yield Session(client)
+            except Exception as error:  # raised as it is, and not in a group of the client's
+                failure = error
+        log.seek(0)
+        said = log.read()
+    if failure is not None:
+        raise failure
+    assert said == ""
