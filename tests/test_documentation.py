@@ -33,6 +33,7 @@ from buildd.planner import states
 from buildd.recipes import native, presets
 from ctl import verbs
 from ctl.failure import CtlError
+from ctl.mcp import builds, code, repositories
 
 ROOT = Path(__file__).parent.parent
 MAN = ROOT / "man"
@@ -487,6 +488,15 @@ def test_every_short_option_of_a_verb_is_documented(name: str) -> None:
     actions = [action for parser in parsers_of(verb_parser(name)) for action in parser._actions]
     short = {option for action in actions for option in action.option_strings if len(option) == 2} - {"-h"}
     same({f"-{letter}" for letter in re.findall(r"\bFl ([a-z])\b", VERBS[name])}, short)
+
+
+def test_every_tool_for_ai_clients_is_documented_with_its_arguments() -> None:
+    tools = {tool.name: tool for tool in (*repositories.TOOLS, *code.TOOLS, *builds.TOOLS)}
+    documented = item_texts(VERBS["mcp"], "Ic")
+    same(documented, tools)
+    for line in re.findall(r"^\.It Ic (.*)$", VERBS["mcp"], re.MULTILINE):
+        name, *arguments = re.findall(r"\w+", re.sub(r"\b(?:Ar|Op)\b", "", line))
+        same(arguments, tools[name].arguments.__struct_fields__)
 
 
 def test_options_of_all_verbs_are_documented() -> None:

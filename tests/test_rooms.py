@@ -48,7 +48,7 @@ DOORS = {
     "multiprocessing": None,
     "asyncio": None,
 }
-CLIENT_DOORS: dict[str, str | None] = {"zmq": None, "curses": "ctl/top/screen.py"}
+CLIENT_DOORS: dict[str, str | None] = {"zmq": None, "curses": "ctl/top/screen.py", "mcp": "ctl/mcp/server.py"}
 LEVEL = {room: len(FLOORS) - index for index, floor in enumerate(FLOORS) for room in floor}
 MODULES = sorted((ROOT / "buildd").rglob("*.py"))
 

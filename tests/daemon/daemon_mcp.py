@@ -1,4 +1,8 @@
-"""`buildctl mcp` and a client of it: the SDK's own, over standard input and output."""
+"""The tools for AI clients and a client of them, the SDK's own.
+
+`connected` is what is used: `buildctl mcp` over standard input and output. `directly` is the same tools without the
+second that it takes to start it, for tests of what they say.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,10 @@ from harness import BUILDCTL, Daemon, RecipeRepository
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
+
+from ctl.mcp import builds, code, repositories
+from ctl.mcp.daemon import Daemon as McpDaemon
+from ctl.mcp.server import make_server
 
 Report = tuple[float, float | None, str | None]
 
@@ -72,15 +80,28 @@ async def connected(daemon: Daemon, *options: str, mode: str = "auto") -> AsyncI
         env=daemon.client_environment(),
         cwd=str(daemon.home),
     )
-    failure: Exception | None = None
     with tempfile.TemporaryFile("w+") as log:
-        async with Client(stdio_client(parameters, errlog=log), mode=mode) as client:
-            try:
-                yield Session(client)
-            except Exception as error:  # raised as it is, and not in a group of the client's
-                failure = error
+        async with _session(Client(stdio_client(parameters, errlog=log), mode=mode)) as session:
+            yield session
         log.seek(0)
-        said = log.read()
+        assert log.read() == ""
+
+
+@asynccontextmanager
+async def directly(daemon: Daemon) -> AsyncIterator[Session]:
+    """A session with the tools in this process."""
+    tools = (*repositories.TOOLS, *code.TOOLS, *builds.TOOLS)
+    async with _session(Client(make_server(McpDaemon(str(daemon.socket)), tools))) as session:
+        yield session
+
+
+@asynccontextmanager
+async def _session(client: Client) -> AsyncIterator[Session]:
+    failure: Exception | None = None
+    async with client:
+        try:
+            yield Session(client)
+        except Exception as error:  # raised as it is, and not in a group of the client's
+            failure = error
     if failure is not None:
         raise failure
-    assert said == ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trio
-from daemon_mcp import Report, Session, connected
+from daemon_mcp import Report, Session, connected, directly
 from harness import BUILDCTL, Daemon, GitServer, RecipeRepository, Workspace, until
 from jsonschema import Draft202012Validator
 
@@ -130,7 +130,7 @@ async def test_lists_come_in_pages(daemon: Daemon, tmp_path: Path) -> None:
         place = RecipeRepository(tmp_path / name)
         place.write("README", name).commit()
         daemon.call("repo.clone", {"repo": str(place)})
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         first = await session.answer("list_repos", pattern="paged-?", limit=2)
         rest = await session.answer("list_repos", pattern="paged-?", limit=2, offset=first["next_offset"])
         names = [repository["name"] for page in (first, rest) for repository in page["repositories"]]
@@ -140,7 +140,7 @@ async def test_lists_come_in_pages(daemon: Daemon, tmp_path: Path) -> None:
 
 async def test_a_clone_that_fails_says_why_and_how_to_go_on(daemon: Daemon, git_server: GitServer) -> None:
     url = f"git://127.0.0.1:{git_server.port}/nothing"
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         error = await session.error("clone_repo", repo=url, wait_seconds=30)
         assert url in error
         assert "again=true" in error
@@ -155,7 +155,7 @@ async def test_a_clone_tells_its_progress_and_waiting_for_it_is_bounded(boot: Bo
     daemon = boot()
     listener = await trio.open_tcp_listeners(0, host="127.0.0.1")  # it accepts nobody, so nothing ever comes
     url = f"git://127.0.0.1:{listener[0].socket.getsockname()[1]}/silent"
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         reports: list[Report] = []
         answer = await session.answer("clone_repo", reports, repo=url, wait_seconds=1.5)
         assert answer["status"] == "accepted"
@@ -237,7 +237,7 @@ async def _open_when_asked(daemon: Daemon, gate: str) -> None:
 
 async def test_a_build_is_cancelled(daemon: Daemon, workspace: Workspace) -> None:
     workspace.compiled("held", first=f"echo begun; {daemon.at_gate('never')}").commit()
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         run = (await session.answer("start_build", targets=[str(workspace)]))["number"]
         await trio.to_thread.run_sync(lambda: daemon.until_running(run, 1, saying="begun"))
         await session.answer("cancel_build", run=run)
@@ -288,7 +288,7 @@ async def test_calls_that_wait_hold_up_no_others(daemon: Daemon, workspace: Work
 
 
 async def test_an_unknown_repository_is_an_error_that_says_what_to_call(daemon: Daemon) -> None:
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         for tool in ("get_repo_status", "list_repository_branches", "delete_repo", "refresh_repo"):
             error = await session.error(tool, repo="nobody-knows-it")
             assert "nobody-knows-it" in error
@@ -300,7 +300,7 @@ async def test_near_names_and_urls_are_suggested(daemon: Daemon, tmp_path: Path)
     place = RecipeRepository(tmp_path / "flourishing")
     place.write("README", "x").commit()
     daemon.call("repo.clone", {"repo": str(place)})
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         assert "flourishing?" in await session.error("get_repo_status", repo="florishing")
         assert f"Did you mean file://{place}?" in await session.error(
             "get_repo_status", repo=f"file://{tmp_path}/florishing"
@@ -308,7 +308,7 @@ async def test_near_names_and_urls_are_suggested(daemon: Daemon, tmp_path: Path)
 
 
 async def test_errors_say_what_is_wrong_and_name_a_tool_or_the_arguments(daemon: Daemon) -> None:
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         assert "list_builds" in await session.error("get_build_status", run=999)
         assert "list_builds" in await session.error("get_build_log", run="999")
         assert "999" in await session.error("cancel_build", run=999)
@@ -332,7 +332,7 @@ async def test_what_models_send_for_texts_lists_and_nothing_is_understood(
     daemon: Daemon, repository: RecipeRepository
 ) -> None:
     repository.package("one").commit()
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         plan = await session.answer("plan_build", targets=str(repository), limit="5", wait_seconds=None)
         assert plan["total"] == 1
 
