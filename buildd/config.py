@@ -165,7 +165,7 @@ class ReposConfig(Struct, frozen=True, kw_only=True):
 class MapsConfig(Struct, frozen=True, kw_only=True):
     automatic: bool = True
     """Map the default branch of each repository after it was cloned, or fetched with changes."""
-    processes: int = min(2, _CORES)
+    processes: int = 2
     """That parse side by side for one map."""
     timeout: Seconds = Seconds(7200)
     tokens: int = 4096

@@ -11,7 +11,7 @@ from buildd.protocol import Repository
 from ctl import reading
 from ctl.actions import Actions, action_parsers, run_action
 from ctl.client import QUICK_S, Client
-from ctl.failure import FAILED, INTERRUPTED, OK
+from ctl.failure import FAILED, INTERRUPTED, OK, CtlError
 from ctl.follow import newest_event
 from ctl.output import note, say, say_json, say_lines
 from ctl.target import absolute
@@ -70,6 +70,15 @@ def _await_clone(client: Client, params: protocol.RepoParams, after: int, *, qui
         after = client.call("events.poll", poll, protocol.PollResult, timeout=POLL_S + QUICK_S).next
 
 
+def clone_and_wait(client: Client, repo: str) -> None:
+    """Have a repository cloned. Raises CtlError when it cannot be."""
+    after = newest_event(client)
+    client.call("repo.clone", protocol.CloneParams(repo=repo, again=True), protocol.CloneResult)
+    found = _await_clone(client, protocol.RepoParams(repo=repo), after, quiet=False)
+    if found.clone_status.status != "cloned":
+        raise CtlError(f"{found.url} cannot be cloned: {found.clone_status.error}")
+
+
 def _progress_line(client: Client, url: str) -> str:
     status = client.call("daemon.status", None, protocol.DaemonStatus)
     for clone in status.clones:
@@ -111,6 +120,9 @@ def repository_lines(repository: Repository) -> list[str]:
     ]
     if status.error:
         lines.append(f"  error        {status.error}")
+    if repository.repo_map_status is not None:
+        made = repository.repo_map_status
+        lines.append(f"  map          {made.status} of {made.commit[:12]}{f': {made.error}' if made.error else ''}")
     return [printable(line) for line in lines]
 
 
@@ -146,6 +158,12 @@ def _act(client: Client, method: str, params: protocol.RepoParams, *, timeout: f
     return OK
 
 
+def _files(args: argparse.Namespace, client: Client) -> int:
+    from ctl.map import print_files
+
+    return print_files(args, client)
+
+
 _ACTIONS: Actions = {
     "clone": (_clone, "start a clone"),
     "status": (_status, "one repository"),
@@ -155,6 +173,7 @@ _ACTIONS: Actions = {
     "cancel": (_cancel, "stop a clone or fetch that is under way"),
     "delete": (_delete, "remove a clone and its record"),
     **reading.ACTIONS,
+    "files": (_files, "the most significant files; has a map made if need be"),
 }
 
 
@@ -162,6 +181,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     for name, action in action_parsers(parser, _ACTIONS):
         if name in reading.ACTIONS:
             reading.arguments(name, action)
+        elif name == "files":
+            action.add_argument("repo", metavar="REPO[@REV]", help="URL, path or known name; a branch, tag or commit")
+            action.add_argument("--limit", "-n", type=int, default=50, metavar="N", help="at most N (default 50)")
         elif name != "list":
             action.add_argument("repo", metavar="REPO", help="URL, path or known name")
         if name == "clone":

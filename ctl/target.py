@@ -48,6 +48,11 @@ def repository_and_revision(text: str) -> tuple[str, str]:
     return repo, revision[1:]
 
 
+def is_address(repo: str) -> bool:
+    """Whether a repository can be cloned from what it is called."""
+    return bool(_URL.match(repo) or _SCP.match(repo))
+
+
 def _split_revision(place: str) -> tuple[str, str]:
     """The path and `@REV`. Directories may have an @ in their name, so what exists decides first."""
     if os.path.exists(os.path.expanduser(place)):

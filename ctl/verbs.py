@@ -24,6 +24,8 @@ class Verb(NamedTuple):
     examples: str
     own_timeout: bool = False
     """True where --timeout bounds something else than the wait for an answer."""
+    prepare: Callable[[list[str]], list[str]] = list
+    """Changes what stands after the verb, before it is read."""
 
 
 MODULES = {
@@ -41,6 +43,7 @@ MODULES = {
     "show": ("ctl.show", "a run or a build in full"),
     "history": ("ctl.show", "builds, newest first"),
     "repo": ("ctl.repo", "clones: clone, status, list, refresh, branches, cancel, delete, tree, docs, cat"),
+    "map": ("ctl.map", "outline of a repository under a token budget; its definitions and references"),
     "artifacts": ("ctl.artifacts", "what builds left behind: list, show, get, verify, pin, unpin"),
     "gc": ("ctl.collect", "remove artifacts that the limits do not allow"),
     "db": ("ctl.db", "what is on record: history, latest, failures, fingerprint, stats, verify, reset-db"),
@@ -79,7 +82,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace]:
     )
     verb.arguments(parser)
     connection_options(parser, own_timeout=verb.own_timeout)
-    return verb, parser.parse_args([*before, *after])
+    return verb, parser.parse_args([*before, *verb.prepare(after)])
 
 
 def connection_options(parser: argparse.ArgumentParser, *, own_timeout: bool = False, nested: bool = False) -> None:

@@ -384,9 +384,9 @@ class Maps:
                     cache=str(self._root / "blobs.db"),
                     processes=settings.processes,
                     tokens=settings.tokens,
-                    max_file_bytes=settings.max_file_bytes,
+                    max_file_bytes=int(settings.max_file_bytes),
                     max_file_s=float(settings.max_file_time),
-                    max_cache_bytes=settings.max_cache_bytes,
+                    max_cache_bytes=int(settings.max_cache_bytes),
                 )
                 built = await ask(
                     request,

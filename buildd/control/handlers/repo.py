@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from buildd.control.handlers.services import Services
 from buildd.control.rights import may_control
 from buildd.control.socket import Peer
@@ -47,11 +49,11 @@ async def clone(services: Services, params: CloneParams, peer: Peer) -> CloneRes
 
 
 async def status(services: Services, params: RepoParams, peer: Peer) -> Repository:
-    return services.clones.status(params.repo).repository
+    return _with_map(services, services.clones.status(params.repo).repository)
 
 
 async def list_all(services: Services, params: Empty, peer: Peer) -> RepoList:
-    return RepoList(repositories=tuple(services.clones.list()))
+    return RepoList(repositories=tuple(_with_map(services, repository) for repository in services.clones.list()))
 
 
 async def refresh(services: Services, params: RepoParams, peer: Peer) -> Repository:
@@ -64,9 +66,16 @@ async def cancel(services: Services, params: RepoParams, peer: Peer) -> Ok:
 
 
 async def delete(services: Services, params: RepoParams, peer: Peer) -> Ok:
-    await services.clones.delete(params.repo)
+    url = services.clones.find(params.repo).url
+    await services.maps.stop(url)
+    await services.clones.delete(url)
+    await services.maps.forget(url)
     await services.database.flush()
     return Ok(message="the clone and its record are removed")
+
+
+def _with_map(services: Services, repository: Repository) -> Repository:
+    return msgspec.structs.replace(repository, repo_map_status=services.maps.latest(repository.url))
 
 
 async def branches(services: Services, params: RepoParams, peer: Peer) -> BranchList:
