@@ -62,7 +62,7 @@ class RepoMapStatus(Struct, frozen=True, kw_only=True):
     mapped: int = 0
     """Files that were looked into."""
     parsed: int = 0
-    """Of these, files that no earlier map had."""
+    """Files that no earlier map knew of, those that were left out included."""
     definitions: int = 0
     left_out: dict[str, int] = {}
     """Number of files that were left out, by reason."""

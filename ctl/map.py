@@ -175,7 +175,7 @@ def status_lines(status: RepoMapStatus) -> list[str]:
         lines.append(f"  completed    {moment(status.completed_at)}, after {took}")
     if status.status == "complete":
         lines += [
-            f"  files        {status.files}, {status.mapped} mapped, {status.parsed} of them not known before",
+            f"  files        {status.files}, {status.mapped} mapped, {status.parsed} not known before",
             f"  definitions  {status.definitions}",
             f"  left out     {', '.join(f'{n} {why}' for why, n in sorted(status.left_out.items())) or 'nothing'}",
             f"  path         {status.output_path}, {size(status.bytes)}",

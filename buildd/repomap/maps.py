@@ -458,8 +458,8 @@ class Maps:
 
     def _publish(self, incoming: Path, place: Path) -> None:
         """Put a complete map in its place, durably. Blocks."""
-        place.parent.mkdir(mode=0o755, exist_ok=True)
         self._remove(place)
+        place.parent.mkdir(mode=0o755, exist_ok=True)
         incoming.rename(place)
         for directory in (place.parent, self._root):
             handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -54,7 +54,7 @@ class Built(Struct, frozen=True, kw_only=True, tag="built"):
     mapped: int
     """Files that were looked into."""
     parsed: int
-    """Those of them that were in no cache."""
+    """Files that no earlier map knew of, those that were left out included."""
     definitions: int
     left_out: dict[str, int]
     """Number of files that were left out, by reason; each is in `left_out.jsonl`."""

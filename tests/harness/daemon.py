@@ -79,6 +79,7 @@ class Daemon:
             "daemon.runtime_dir": self.runtime_dir,
             "sandbox.backend": backend,
             "sandbox.readonly_paths": json.dumps([str(self.gates)]),
+            "maps.automatic": "false",  # what is not asked for takes no time
             "throttle.enabled": "false",  # how many builds run at a time is the test's to say, not other tests' load
             **settings,
         }
