@@ -58,6 +58,7 @@ from buildd.monitor.throttle import Throttler
 from buildd.process import Process, spawn
 from buildd.protocol import SOCKET_NAME, CheckResult
 from buildd.repomap.maps import Maps
+from buildd.repos.care import Caretaker
 from buildd.repos.clones import Clones, CloneSettings
 from buildd.repos.reading import Reader
 from buildd.store.artifacts import ArtifactStore
@@ -204,6 +205,7 @@ class Daemon:
             gate=gate,
         )
         self._engine = engine
+        clones.evictor.needed = engine.needs
         database.on_renewed(engine.renewed)
         collector = Collector(
             config=self.config,
@@ -233,6 +235,7 @@ class Daemon:
                     self._has_begun = True
                     await work.start(engine.run)
                     await work.start(sweeper.run)
+                    work.start_soon(Caretaker(clones, self.config).run)
                     await self._with_engine(engine, collector, clones, maps, journal, database, runs, tools, watchers)
                     work.cancel_scope.cancel()
                 transfers.cancel_scope.cancel()
@@ -503,6 +506,8 @@ def _clone_settings(config: Config) -> CloneSettings:
         transport=config.repos.transport,
         tokens=config.repos.token_files,
         ssh_key=config.repos.ssh_key or None,
+        max_repositories=config.repos.max_repositories,
+        max_bytes=config.repos.max_bytes,
     )
 
 

@@ -160,6 +160,15 @@ class ReposConfig(Struct, frozen=True, kw_only=True):
     """Private key file for ssh; empty uses the agent."""
     token_files: dict[str, str] = {}
     """Host name to the file that holds its access token."""
+    max_repositories: int = 1000
+    """Most clones that are kept; the least recently used go first. 0 sets no limit."""
+    max_bytes: Bytes = Bytes(100 << 30)
+    """The same for what they take of the disk."""
+    refresh_active: Seconds = Seconds(86400)
+    """How often a repository is refreshed that was used within `active_within`; 0 for never."""
+    refresh_inactive: Seconds = Seconds(604800)
+    """The same for any other."""
+    active_within: Seconds = Seconds(14 * 86400)
 
 
 class MapsConfig(Struct, frozen=True, kw_only=True):
@@ -289,6 +298,7 @@ _MINIMA = {
     ("maps", "tokens"): 64,
     ("maps", "keep"): 1,
     ("workers", "jobs"): 1,
+    ("repos", "max_repositories"): 0,
     ("workers", "nice"): 0,
     ("limits", "cpu"): 0,
     ("limits", "pids"): 0,

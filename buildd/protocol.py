@@ -260,6 +260,18 @@ class CloneResult(Struct, frozen=True, kw_only=True):
     message: str
 
 
+class RefreshParams(RepoParams, frozen=True, kw_only=True):
+    if_changed: bool = False
+    """Ask the server for its references, and for more only when one of them differs."""
+
+
+class RefreshResult(Repository, frozen=True, kw_only=True):
+    """The repository as it is now."""
+
+    changed: bool
+    """Whether a branch or tag differs from before, or there was no clone before."""
+
+
 class RepoList(Struct, frozen=True, kw_only=True):
     repositories: tuple[Repository, ...]
 
@@ -1094,7 +1106,7 @@ METHODS: dict[str, Method] = {
         ("repo.clone", CloneParams, CloneResult, "control", "Start a clone; answers at once."),
         ("repo.status", RepoParams, Repository, "observe", "One repository."),
         ("repo.list", Empty, RepoList, "observe", "All known repositories."),
-        ("repo.refresh", RepoParams, Repository, "control", "Fetch; answers when it is done."),
+        ("repo.refresh", RefreshParams, RefreshResult, "control", "Fetch; answers when it is done."),
         ("repo.cancel", RepoParams, Ok, "control", "Stop a clone or fetch that is under way."),
         ("repo.delete", RepoParams, Ok, "control", "Remove the clone and its record."),
         ("repo.branches", RepoParams, BranchList, "observe", "Branches of a clone and their commits."),

@@ -100,10 +100,12 @@ def _status(args: argparse.Namespace, client: Client) -> int:
 
 
 def _refresh(args: argparse.Namespace, client: Client) -> int:
+    params = protocol.RefreshParams(repo=absolute(args.repo), if_changed=args.if_changed)
     if args.json:
-        say_json(client.raw("repo.refresh", _params(args), timeout=None))
-    else:
-        say_lines(repository_lines(client.call("repo.refresh", _params(args), Repository, timeout=None)))
+        say_json(client.raw("repo.refresh", params, timeout=None))
+        return OK
+    done = client.call("repo.refresh", params, protocol.RefreshResult, timeout=None)
+    say_lines([*repository_lines(done), f"  changed      {'yes' if done.changed else 'no'}"])
     return OK
 
 
@@ -131,8 +133,11 @@ def _list(args: argparse.Namespace, client: Client) -> int:
         say_json(client.raw("repo.list"))
         return OK
     found = client.call("repo.list", None, protocol.RepoList).repositories
-    rows = [(r.name, r.clone_status.status, size(r.bytes), moment(r.last_access), r.url) for r in found]
-    say_lines(table(("NAME", "STATUS", "SIZE", "LAST ACCESS", "URL"), rows, right=(2,)))
+    rows = [
+        (r.name, r.clone_status.status, size(r.bytes), moment(r.last_access), moment(r.fetched_at), r.url)
+        for r in found
+    ]
+    say_lines(table(("NAME", "STATUS", "SIZE", "LAST ACCESS", "FETCHED", "URL"), rows, right=(2,)))
     return OK
 
 
@@ -189,6 +194,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         if name == "clone":
             action.add_argument("--again", action="store_true", help="try once more when the last clone failed")
             action.add_argument("--wait", "-w", action="store_true", help="show progress until it is done")
+        if name == "refresh":
+            action.add_argument(
+                "--if-changed", action="store_true", help="fetch only when a branch or tag on the server differs"
+            )
         if name not in ("cancel", "delete"):
             action.add_argument("--json", action="store_true", help="print the answer as one object")
         connection_options(action, nested=True)
@@ -199,7 +208,8 @@ VERBS = {
         partial(run_action, _ACTIONS),
         _arguments,
         "  buildctl repo clone https://example.org/things.git --wait\n"
-        "  buildctl repo list\n  buildctl repo branches things\n  buildctl repo tree things@v1.2 src --depth 2\n"
+        "  buildctl repo list\n  buildctl repo branches things\n"
+        "  buildctl repo refresh things --if-changed\n  buildctl repo tree things@v1.2 src --depth 2\n"
         "  buildctl repo cat things README.md --lines 1:20\n  buildctl repo delete things",
     )
 }

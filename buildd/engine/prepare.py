@@ -14,7 +14,7 @@ import shutil
 import weakref
 from collections import ChainMap, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -267,6 +267,16 @@ class Planner:
         """Whether each of these executables is on the PATH of builds."""
         path = ":".join((*self._config().sandbox.path, SYSTEM_PATH))
         return {tool: shutil.which(tool, path=path) is not None for tool in tools}
+
+    def repositories(self, targets: Iterable[str]) -> Set[str]:
+        """Normalised URLs of the repositories that targets name, as far as they are known."""
+        found = set()
+        for text in targets:
+            target = parse_target(text)
+            if not target.local:
+                with suppress(BuilddError):
+                    found.add(self._clones.find(target.repo).url)
+        return found
 
     async def hold(self, places: Places, held: AsyncExitStack) -> bool:
         """Keep the sources of a plan of an earlier life in use; False when they are gone and it must be made anew.

@@ -7,6 +7,10 @@ because of `ensure` ends with its last waiter.
 
 Local paths (scheme `file`) are used in place: they have a record and can be listed, but never a job.
 
+Clones beyond the limits go, the least recently used first (`buildd.repos.eviction`): before a clone begins, to make
+room for it, and after each transfer. Jobs that nobody asked for, the scheduled refreshes of `buildd.repos.care`, have
+a slot of their own: nobody who asks waits for one of them.
+
 At start, records that say `cloning` become `failed` ("interrupted"), records of vanished clones too. A clone
 without a record, as after a lost database, is adopted when it says which URL it was made from and lies where
 that URL belongs; otherwise it is removed, for nothing could ever find it again.
@@ -32,7 +36,8 @@ from buildd.process import Spawner, spawn
 from buildd.repos import local, trees
 from buildd.repos.cachedir import CacheDir, remove, sweep, tree_bytes
 from buildd.repos.catalog import Catalog
-from buildd.repos.jobs import ActiveClone, CloneAnswer, CloneSettings, Job, RepositoryStatus
+from buildd.repos.eviction import Evictor
+from buildd.repos.jobs import ActiveClone, CloneAnswer, CloneSettings, Job, Refreshed, RepositoryStatus
 from buildd.repos.records import RepositoryRecords
 from buildd.repos.secrets import credentials_for
 from buildd.repos.transfer import CloneFailed, transfer
@@ -42,7 +47,7 @@ from buildd.scope import Scope
 from buildd.store import remains
 from buildd.threads import in_thread
 
-__all__ = ["ActiveClone", "CloneAnswer", "CloneFailed", "CloneSettings", "Clones", "RepositoryStatus"]
+__all__ = ["ActiveClone", "CloneAnswer", "CloneFailed", "CloneSettings", "Clones", "Refreshed", "RepositoryStatus"]
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +87,11 @@ class Clones:
         self._users: dict[str, int] = {}
         self._remembered: dict[str, Credentials] = {}
         self._slots = trio.CapacityLimiter(settings.max_concurrent)
+        self._unasked_slot = trio.CapacityLimiter(1)
         self._nursery: trio.Nursery | None = None
+        self.evictor = Evictor(self._catalog, self._cache, emit, self.in_use)
+        self.on_changed: Callable[[Repository], None] | None = None
+        """Called when a repository was cloned, or a fetch has changed it."""
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -181,7 +190,7 @@ class Clones:
         return sum(not job.running for job in self._jobs.values())
 
     def in_use(self, url: str) -> bool:
-        """True when `url` (normalised) must stay: somebody uses it or a job works on it."""
+        """True when `url` (normalised) must stay: somebody uses it or waits for it, or a job works on it."""
         return bool(self._users.get(url)) or url in self._jobs
 
     async def branches(self, text: str) -> Sequence[trees.Branch]:
@@ -228,11 +237,38 @@ class Clones:
 
         Raises CloneFailed with the reason, InvalidInput, NotFound (local path), Refused (not running).
         """
+        return (await self._settle(url_text, refresh=refresh)).repository
+
+    async def refresh(self, text: str, *, if_changed: bool = False) -> Refreshed:
+        """The known repository as it is on the server, and whether that is news; of a local path it never is.
+
+        With `if_changed` the server is asked for its references, and for more only when one of them differs. Raises as
+        `ensure` and `find` do.
+        """
+        return await self._settle(self.find(text).url, refresh=True, if_changed=if_changed)
+
+    async def refresh_unasked(self, url: str) -> bool:
+        """Fetch what has changed, without that counting as use; whether there was anything.
+
+        Ends at once when there is no clone, or a job for it. Raises CloneFailed, InvalidInput, Refused.
+        """
+        repository = self._catalog.get(url)
+        if repository is None or repository.clone_status.status != "cloned" or url in self._jobs:
+            await trio.lowlevel.checkpoint()
+            return False
+        job = self._start(parse_url(url, self._settings.schemes), "fetch", if_changed=True, unasked=True)
+        await job.done.wait()
+        if job.error is not None:
+            raise CloneFailed(job.error.kind, job.error.message, hint=job.error.hint)
+        return job.changed
+
+    async def _settle(self, url_text: str, *, refresh: bool, if_changed: bool = False) -> Refreshed:
         url = parse_url(url_text, self._settings.schemes)
         self._running()
+        changed = False
         if url.scheme == "file":
             await trio.lowlevel.checkpoint()
-            return self._use_in_place(url)
+            return Refreshed(repository=self._use_in_place(url), changed=False)
         while True:
             job = self._jobs.get(url.normalized)
             if job is not None and job.scope.cancel_called:
@@ -240,22 +276,20 @@ class Clones:
                 continue
             repository = self._catalog.get(url.normalized)
             cloned = repository is not None and repository.clone_status.status == "cloned"
-            if job is None and cloned and not refresh:
+            if cloned and not refresh and (job is None or job.operation == "fetch"):
                 await trio.lowlevel.checkpoint()
-                return self._catalog.touch(url.normalized)
-            if job is not None and job.operation == "fetch" and not refresh:
-                await trio.lowlevel.checkpoint()
-                return self._catalog.touch(url.normalized)
+                return Refreshed(repository=self._catalog.touch(url.normalized), changed=changed)
             if job is None:
-                job = self._start(url, "fetch" if cloned else "clone")
+                job = self._start(url, "fetch" if cloned else "clone", if_changed=if_changed)
             # A job that already runs may have asked the server before what this caller wants was pushed.
             early = job.running
             await self._wait_for(job)
+            changed = changed or job.changed
             refresh = refresh and early
             if not refresh:
                 repository = self._catalog.get(url.normalized)
                 if repository is not None:
-                    return self._catalog.touch(url.normalized)
+                    return Refreshed(repository=self._catalog.touch(url.normalized), changed=changed)
 
     def cancel(self, text: str) -> None:
         """Stop the clone or fetch of a repository. Raises NotFound when there is none."""
@@ -269,6 +303,10 @@ class Clones:
         """Forget a repository and remove its clone. Raises Refused while it is used or being cloned."""
         repository = self.find(text)
         url = repository.url
+        job = self._jobs.get(url)
+        if job is not None and job.unasked and not job.waiters:
+            job.cancel("cancelled: the repository is deleted")
+            await job.done.wait()
         if url in self._jobs:
             raise Refused(f"{url} is being cloned or refreshed", hint="Cancel that first.")
         if self._users.get(url):
@@ -284,18 +322,29 @@ class Clones:
         if aside is not None:
             await self._remove(aside)
 
+    async def make_room(self, *, coming: int = 0) -> None:
+        """Evict what the limits do not allow, with `coming` further clones; who waits for this waits for the disk."""
+        settings = self._settings
+        for aside in self.evictor.evict(settings.max_repositories, settings.max_bytes, coming=coming):
+            await self._remove(aside)
+
     @contextlib.contextmanager
     def use(self, text: str) -> Iterator[Repository]:
-        """Hold a cloned repository: it is not deleted meanwhile. Raises NotFound, InvalidInput, Refused."""
+        """Hold a cloned repository: it is not deleted or evicted. Raises NotFound, InvalidInput, Refused."""
         repository = self.find(text)
         url = repository.url
         if repository.clone_status.status != "cloned":
             raise Refused(
                 f"{url} is not cloned ({repository.clone_status.status})", hint="Clone it, or wait until it is."
             )
+        with self._counted(url):
+            yield self._catalog.touch(url)
+
+    @contextlib.contextmanager
+    def _counted(self, url: str) -> Iterator[None]:
         self._users[url] = self._users.get(url, 0) + 1
         try:
-            yield self._catalog.touch(url)
+            yield
         finally:
             self._users[url] -= 1
             if not self._users[url]:
@@ -324,13 +373,14 @@ class Clones:
             self._catalog.save(msgspec.structs.replace(self._blank(url), clone_status=status))
         return self._catalog.touch(url.normalized)
 
-    def _start(self, url: RepoUrl, operation: Operation) -> Job:
+    def _start(self, url: RepoUrl, operation: Operation, *, if_changed: bool = False, unasked: bool = False) -> Job:
         """Register and start a job. The caller made sure that there is none."""
         nursery = self._running()
         assert url.normalized not in self._jobs
         if url.credentials is not None:
             self._remembered[url.normalized] = url.credentials
-        job = Job(url, operation, self._remembered.get(url.normalized), self._clock())
+        credentials = self._remembered.get(url.normalized)
+        job = Job(url, operation, credentials, self._clock(), if_changed=if_changed, unasked=unasked)
         self._jobs[url.normalized] = job
         if operation == "clone":
             repository = self._catalog.get(url.normalized) or self._blank(url)
@@ -348,7 +398,8 @@ class Clones:
     async def _wait_for(self, job: Job) -> None:
         job.waiters += 1
         try:
-            await job.done.wait()
+            with self._counted(job.url.normalized):  # what has just been cloned stays until its waiters have seen it
+                await job.done.wait()
         finally:
             job.waiters -= 1
             if not job.waiters and not job.detached and not job.done.is_set():
@@ -361,7 +412,7 @@ class Clones:
         error: CloneFailed | None = CloneFailed("interrupted", "interrupted: the daemon is ending")
         try:
             with job.scope:
-                async with self._slots:
+                async with self._unasked_slot if job.unasked else self._slots:
                     await descriptors.wait_for_some()
                     job.running = True
                     error = await self._attempt(job)
@@ -374,7 +425,11 @@ class Clones:
         url = job.url.normalized
         self._emit("clone_started", url, {"operation": job.operation})
         try:
-            await (self._clone(job) if job.operation == "clone" else self._fetch(job))
+            if job.operation == "clone":
+                await self.make_room(coming=1)
+                await self._clone(job)
+            else:
+                await self._fetch(job)
         except CloneFailed as error:
             return error
         except OSError as error:
@@ -390,8 +445,11 @@ class Clones:
                 self._catalog.fail(url, error.message)
             data = {"operation": job.operation, "reason": error.kind, "error": error.message}
             self._emit("clone_failed", url, dict(data))
-            log.warning("clone failed", url=url, **data)
+            if not job.unasked:
+                log.warning("clone failed", url=url, **data)
         job.done.set()
+        if error is None and self._nursery is not None:
+            self._nursery.start_soon(self.make_room)
 
     async def _clone(self, job: Job) -> None:
         async with Scope(f"clone {job.url.normalized}", close_within=_CLEANUP_LIMIT) as scope:
@@ -400,8 +458,8 @@ class Clones:
             done = await self._transfer(job, incoming)
             with trio.CancelScope(shield=True):  # one rename: afterwards the clone is there, and recorded
                 await in_thread(self._cache.put_in_place, incoming, job.url.directory)
-                self._record(job, done.bytes)
-        self._emit("clone_completed", job.url.normalized, self._summary(job, done.bytes, changed=True))
+                repository = self._record(job, done, changed=True)
+        self._tell(job, "clone_completed", repository)
 
     async def _fetch(self, job: Job) -> None:
         url = job.url.normalized
@@ -414,32 +472,36 @@ class Clones:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT):
                 await in_thread(sweep, path)
             raise
-        self._record(job, done.bytes)
-        self._emit("repo_refreshed", url, self._summary(job, done.bytes, changed=done.changed))
+        self._tell(job, "repo_refreshed", self._record(job, done, changed=done.changed))
 
-    def _record(self, job: Job, size: int) -> None:
+    def _record(self, job: Job, done: Done, *, changed: bool) -> Repository:
+        job.changed = changed
         repository = self._catalog.get(job.url.normalized)
         assert repository is not None
         now = self._clock()
-        status = repository.clone_status
         if job.operation == "clone":
             status = CloneStatus(status="cloned", started_at=job.started_at, completed_at=now)
-        self._catalog.save(msgspec.structs.replace(repository, clone_status=status, bytes=size, fetched_at=now))
+            repository = msgspec.structs.replace(repository, clone_status=status, last_access=now)
+        size = repository.bytes if done.bytes is None else done.bytes
+        return self._catalog.save(msgspec.structs.replace(repository, bytes=size, fetched_at=now))
 
-    def _summary(self, job: Job, size: int, *, changed: bool) -> dict[str, object]:
-        repository = self._catalog.get(job.url.normalized)
-        return {
-            "path": repository.path if repository is not None else "",
-            "bytes": size,
-            "changed": changed,
+    def _tell(self, job: Job, kind: str, repository: Repository) -> None:
+        data: dict[str, object] = {
+            "path": repository.path,
+            "bytes": repository.bytes,
+            "changed": job.changed,
             "duration": round(self._clock() - job.started_at, 3),
         }
+        self._emit(kind, repository.url, data)
+        if job.changed and self.on_changed is not None:
+            self.on_changed(repository)
 
     async def _transfer(self, job: Job, path: Path) -> Done:
         settings = self._settings
         credentials = await in_thread(credentials_for, job.url, job.credentials, settings.tokens)
         request = Request(
             operation=job.operation,
+            if_changed=job.if_changed,
             parent_pid=os.getpid(),
             scheme=job.url.scheme,
             url=job.url.fetch_url,

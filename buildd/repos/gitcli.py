@@ -22,6 +22,7 @@ import signal
 from collections.abc import Callable, Mapping
 
 from buildd.repos.failures import classify, clean
+from buildd.repos.references import KEPT, References, kept
 from buildd.repos.wire import Progress, Request, Stage, TransferError
 
 REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
@@ -30,6 +31,9 @@ _PROGRESS = re.compile(
     r"(?:(?P<percent>\d+)% \((?P<done>\d+)/(?P<total>\d+)\)|(?P<count>\d+))"
     r"(?:, (?P<size>[\d.]+) (?P<unit>bytes|KiB|MiB|GiB))?"
 )
+_HEAD = re.compile(r"^ref: (refs/heads/\S+)\tHEAD$", re.MULTILINE)
+_MAX_LISTING = 64 << 20
+"""Bytes: about a million references."""
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _HELPER = (
     '!f() { test "$1" = get || exit 0; printf "username=%s\\npassword=%s\\n" "$BUILDD_USER" "$BUILDD_SECRET"; }; f'
@@ -73,12 +77,23 @@ class GitTransport:
             ],
             report,
         )
-        match = re.search(r"^ref: (refs/heads/\S+)\tHEAD$", head, re.MULTILINE)
+        match = _HEAD.search(head)
         if match:
             self._run([*where, "symbolic-ref", "HEAD", match[1]], None)
 
-    def _run(self, arguments: list[str], report: Callable[[Progress], None] | None) -> str:
-        """Run git and return what it wrote on stdout (at most 1 MiB of it is kept)."""
+    def references(self) -> References | None:
+        """What the server has; None when it has too many to tell."""
+        # Only these patterns keep the output small: a forge has a reference for each pull request as well.
+        wanted = ("HEAD", *(f"{prefix}*" for prefix in KEPT))
+        listed = self._run(["ls-remote", "--symref", "--", self._request.url, *wanted], None, _MAX_LISTING)
+        if len(listed) >= _MAX_LISTING:
+            return None
+        head = _HEAD.search(listed)
+        pairs = (line.partition("\t")[::2] for line in listed.split("\n"))
+        return References(head=head[1] if head else None, ids=kept((name, id) for id, name in pairs))
+
+    def _run(self, arguments: list[str], report: Callable[[Progress], None] | None, limit: int = 1 << 20) -> str:
+        """Run git and return what it wrote on stdout (at most `limit` bytes of it are kept)."""
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         try:
@@ -101,7 +116,7 @@ class GitTransport:
             os.close(out_write)
             os.close(err_write)
         try:
-            output, words = _collect(out_read, err_read, _Reader(report))
+            output, words = _collect(out_read, err_read, _Reader(report), limit)
         finally:
             os.close(out_read)
             os.close(err_read)
@@ -152,11 +167,11 @@ class _Reader:
         )
 
 
-def _collect(out_fd: int, err_fd: int, reader: _Reader) -> tuple[str, str]:
+def _collect(out_fd: int, err_fd: int, reader: _Reader, limit: int) -> tuple[str, str]:
     poller = select.poll()
     poller.register(out_fd, select.POLLIN)
     poller.register(err_fd, select.POLLIN)
-    output, pending, open_fds = b"", b"", 2
+    output, pending, open_fds = bytearray(), b"", 2
     while open_fds:
         for fd, _ in poller.poll():
             data = os.read(fd, 65536)
@@ -164,7 +179,7 @@ def _collect(out_fd: int, err_fd: int, reader: _Reader) -> tuple[str, str]:
                 poller.unregister(fd)
                 open_fds -= 1
             elif fd == out_fd:
-                output = (output + data)[: 1 << 20]
+                output += data[: limit - len(output)]
             else:
                 *lines, pending = re.split(rb"[\r\n]", pending + data)
                 pending = pending[-65536:]

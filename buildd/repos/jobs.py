@@ -28,6 +28,17 @@ class CloneSettings(Struct, frozen=True, kw_only=True):
     tokens: dict[str, str] = msgspec.field(default_factory=dict)
     ssh_key: str | None = None
     known_hosts: str | None = None
+    max_repositories: int = 0
+    """Most clones that are kept, and most bytes of all of them; 0 sets no limit."""
+    max_bytes: int = 0
+
+
+class Refreshed(Struct, frozen=True, kw_only=True):
+    """What a refresh came to."""
+
+    repository: Repository
+    changed: bool
+    """Whether a branch or tag differs from before, or there was no clone before."""
 
 
 class CloneAnswer(Struct, frozen=True, kw_only=True):
@@ -59,11 +70,24 @@ class RepositoryStatus(Struct, frozen=True, kw_only=True):
 class Job:
     """A clone or fetch on its way. `error` is set before `done`, once."""
 
-    def __init__(self, url: RepoUrl, operation: Operation, credentials: Credentials | None, now: float) -> None:
+    def __init__(
+        self,
+        url: RepoUrl,
+        operation: Operation,
+        credentials: Credentials | None,
+        now: float,
+        *,
+        if_changed: bool = False,
+        unasked: bool = False,
+    ) -> None:
+        """`if_changed` fetches only when a reference differs; `unasked` is of a job that nobody asked for."""
         self.url = url
         self.operation: Operation = operation
         self.credentials = credentials
         self.started_at = now
+        self.if_changed = if_changed
+        self.unasked = unasked
+        self.changed = False
         self.scope = trio.CancelScope()
         self.done = trio.Event()
         self.error: CloneFailed | None = None

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pygit2
 from pygit2.enums import ConfigLevel, CredentialType, FetchPrune
 
 from buildd.repos.failures import classify, clean
 from buildd.repos.gitcli import REFSPECS
+from buildd.repos.references import References, kept
 from buildd.repos.wire import Progress, Request, Stage, TransferError
 
 if TYPE_CHECKING:
     from pygit2.remotes import Remote, TransferProgress
+
+T = TypeVar("T")
 
 _Credential = pygit2.UserPass | pygit2.Keypair | pygit2.Username
 
@@ -43,6 +46,17 @@ class LibgitTransport:
     def fetch(self, report: Callable[[Progress], None]) -> None:
         self._guarded(lambda: self._transfer(pygit2.Repository(self._request.path), report))
 
+    def references(self) -> References | None:
+        """What the server has."""
+        return self._guarded(lambda: self._list(pygit2.Repository(self._request.path)))
+
+    def _list(self, repository: pygit2.Repository) -> References:
+        remote = repository.remotes.create_anonymous(self._request.url)
+        remote.connect(callbacks=_Callbacks(self._request, lambda _: None), proxy=True)
+        heads = [head for head in remote.list_heads(connect=False) if head.name]
+        target = next((getattr(head, "symref_target", None) for head in heads if head.name == "HEAD"), None)
+        return References(head=target or None, ids=kept((str(head.name), str(head.oid)) for head in heads))
+
     def _transfer(self, repository: pygit2.Repository, report: Callable[[Progress], None]) -> None:
         callbacks = _Callbacks(self._request, report)
         remote = repository.remotes.create_anonymous(self._request.url)
@@ -65,11 +79,11 @@ class LibgitTransport:
         elif not target:
             repository.set_head(getattr(head, "oid"))  # noqa: B009 - pygit2 types the heads as object
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], T]) -> T:
         credentials = self._request.credentials
         secrets = (credentials.password or credentials.username,) if credentials else ()
         try:
-            work()
+            return work()
         except (pygit2.GitError, KeyError, ValueError) as error:
             message = clean(str(error), secrets)
             raise TransferError(classify(message), message) from None

@@ -32,6 +32,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     """The bare repository: to be created by `clone` (its parent exists), present for `fetch`."""
     transport: Transport
+    if_changed: bool = False
+    """Of `fetch`: ask for the references first, and fetch only when one differs."""
     credentials: Credentials | None = None
     ssh_key: str | None = None
     known_hosts: str | None = None
@@ -50,8 +52,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
-    bytes: int
-    """Size of the clone on disk."""
+    bytes: int | None
+    """Size of the clone on disk; None when nothing was fetched."""
     changed: bool
     """Some reference differs from before."""
 

@@ -22,6 +22,7 @@ from typing import Protocol
 import msgspec
 
 from buildd.repos import gitcli
+from buildd.repos.references import References, read_references
 from buildd.repos.wire import Done, Failure, Progress, Reply, Request, TransferError
 
 ORIGIN_FILE = "buildd-origin"
@@ -34,6 +35,7 @@ _ENCODER = msgspec.json.Encoder()
 class _Transport(Protocol):
     def clone(self, report: _Reporter, /) -> None: ...
     def fetch(self, report: _Reporter, /) -> None: ...
+    def references(self) -> References | None: ...
 
 
 class _Reporter:
@@ -93,15 +95,21 @@ def serve(request: Request, environ: Mapping[str, str], report: _Reporter) -> Do
 
         transport = LibgitTransport(request)
     report(Progress(stage="connecting"))
-    before = _references(request.path)
     if request.operation == "clone":
         transport.clone(report)
         with open(os.path.join(request.path, ORIGIN_FILE), "w", encoding="utf-8") as file:
             file.write(request.origin + "\n")
+        changed = True
     else:
+        before = read_references(request.path)
+        if request.if_changed:
+            listed = transport.references()
+            if listed is not None and not before.differ(listed):
+                return Done(bytes=None, changed=False)
         transport.fetch(report)
+        changed = before != read_references(request.path)
     report.finishing()
-    return Done(bytes=_sync_tree(request.path), changed=before != _references(request.path))
+    return Done(bytes=_sync_tree(request.path), changed=changed)
 
 
 def _die_with(parent_pid: int, *, by_handler: bool) -> None:
@@ -114,22 +122,6 @@ def _die_with(parent_pid: int, *, by_handler: bool) -> None:
         raise OSError(ctypes.get_errno(), "cannot ask to die with the daemon")
     if os.getppid() != parent_pid:
         raise TransferError("interrupted", "the daemon is gone")
-
-
-def _references(path: str) -> dict[str, bytes]:
-    """Files of the reference database: enough to tell whether any of it changed."""
-    found = {}
-    for name in ("HEAD", "packed-refs"):
-        try:
-            with open(os.path.join(path, name), "rb") as file:
-                found[name] = file.read()
-        except FileNotFoundError:
-            pass
-    for folder, _, files in os.walk(os.path.join(path, "refs")):
-        for name in files:
-            with open(os.path.join(folder, name), "rb") as file:
-                found[os.path.join(folder, name)] = file.read()
-    return found
 
 
 def _sync_tree(path: str) -> int:

@@ -308,8 +308,8 @@ class Peer:
     def repo_status(self, params: p.RepoParams) -> Repository:
         return self._repository(params.repo)
 
-    def repo_refresh(self, params: p.RepoParams) -> Repository:
-        return self._repository(params.repo)
+    def repo_refresh(self, params: p.RefreshParams) -> p.RefreshResult:
+        return p.RefreshResult(**msgspec.structs.asdict(self._repository(params.repo)), changed=not params.if_changed)
 
     def repo_list(self, params: p.Empty) -> p.RepoList:
         return p.RepoList(repositories=tuple(self.repositories.values()))

@@ -204,6 +204,8 @@ def test_repositories_are_listed_shown_refreshed_and_deleted(peer: Peer, ctl: Ct
     assert ctl("repo", "list").stdout.splitlines()[1].split()[:2] == ["things", "cloning"]
     assert "url          git://h/things" in ctl("repo", "status", "things").stdout
     assert json.loads(ctl("repo", "refresh", "things", "--json").stdout)["name"] == "things"
+    assert ctl("repo", "refresh", "things").stdout.endswith("changed      yes\n")
+    assert ctl("repo", "refresh", "things", "--if-changed").stdout.endswith("changed      no\n")
     assert ctl("repo", "branches", "things").stdout == f"* {'a' * 12}  main\n  {'b' * 12}  next\n"
     assert ctl("repo", "cancel", "things").stdout == "clone of things cancelled\n"
     assert ctl("repo", "delete", "things").stdout == "git://h/things deleted\n"

@@ -150,6 +150,7 @@ class _Backend(BaseHTTPRequestHandler):
 
     def _serve(self, body: bytes) -> None:
         self.server.authorizations.append(self.headers.get("Authorization", ""))
+        self.server.requests.append(f"{self.command} {self.path}")
         wanted = self.server.authorization
         if wanted is not None and self.headers.get("Authorization") != wanted:
             self.send_response(401)
@@ -202,6 +203,8 @@ class HttpServer(ThreadingHTTPServer):
         self.root = root
         self.authorization: str | None = None
         self.authorizations: list[str] = []
+        self.requests: list[str] = []
+        """Method and path with query of each."""
         self.redirect_to = ""
         self.port = self.server_address[1]
 

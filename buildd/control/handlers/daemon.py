@@ -86,6 +86,8 @@ def _reasons(services: Services) -> tuple[str, ...]:
         found.append(f"draining: {services.engine.draining}")
     if services.database.renewal is not None:
         found.append(str(services.database.renewal))
+    if services.clones.evictor.trouble:
+        found.append(services.clones.evictor.trouble)
     if services.watchers.memory.trouble is not None:
         found.append(services.watchers.memory.trouble)
     return (*found, *services.watchers.overdue.reasons, *services.weaker)

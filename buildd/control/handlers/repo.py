@@ -27,6 +27,8 @@ from buildd.protocol import (
     Empty,
     FileContent,
     Ok,
+    RefreshParams,
+    RefreshResult,
     RepoList,
     RepoParams,
     RevisionParams,
@@ -56,8 +58,9 @@ async def list_all(services: Services, params: Empty, peer: Peer) -> RepoList:
     return RepoList(repositories=tuple(_with_map(services, repository) for repository in services.clones.list()))
 
 
-async def refresh(services: Services, params: RepoParams, peer: Peer) -> Repository:
-    return await services.clones.ensure(services.clones.find(params.repo).url, refresh=True)
+async def refresh(services: Services, params: RefreshParams, peer: Peer) -> RefreshResult:
+    done = await services.clones.refresh(params.repo, if_changed=params.if_changed)
+    return RefreshResult(**msgspec.structs.asdict(done.repository), changed=done.changed)
 
 
 async def cancel(services: Services, params: RepoParams, peer: Peer) -> Ok:
