@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -355,15 +355,9 @@ class Engine:
         return not self._taken_up or any(run.uses(output) for run in self._runs.values())
 
     def needs(self, repository: str) -> bool:
-        """Whether an unfinished run may want the clone of a repository, by normalised URL, before it holds it."""
-        return not self._taken_up or any(
-            repository in self._sources(run) for run in self._runs.values() if run.plan is None
-        )
-
-    def _sources(self, run: Run) -> Set[str]:
-        if run.places is None:
-            return self._planner.repositories(run.targets)
-        return {place.repository for place in (*run.places.targets, *run.places.foreign.values())}
+        """Whether an unfinished run may want the clone of a repository, by normalised URL, not held yet."""
+        runs = self._runs.values()
+        return not self._taken_up or any(repository in run.will_hold(self._planner.repositories) for run in runs)
 
     def forget(self, outputs: Collection[str]) -> None:
         """These artifacts are gone: nothing is answered with them any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -74,6 +74,14 @@ class Run:
         """Whether a package is built even when it has a result."""
         request = self.record.request
         return request.force or package in request.force_packages or package in self.verified
+
+    def will_hold(self, named: Callable[[Sequence[str]], Set[str]]) -> Set[str]:
+        """Repositories whose clones it needs until it has a plan, held or not; `named` are those that targets name."""
+        if self.plan is not None:
+            return frozenset()
+        if self.places is None:
+            return named(self.targets)
+        return {place.repository for place in (*self.places.targets, *self.places.foreign.values())}
 
     def learn(self, package: str, repository: str, known: KnownResult) -> None:
         """A package of a repository was built while this run goes on: its result may answer this run too."""
