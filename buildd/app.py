@@ -178,6 +178,7 @@ class Daemon:
             cookie={DAEMON_COOKIE: instance},
         )
         map_records.restore_from(maps.list)
+        clones.on_changed = maps.changed
         tools = BuildTools(
             config=self.config,
             sandbox=sandbox,

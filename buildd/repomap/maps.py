@@ -319,7 +319,9 @@ class Maps:
 
     async def _map_default_branch(self, url: str) -> None:
         try:
-            await self.request(url)
+            key = await self._key(url, "", touch=False)
+            if key not in self._all():
+                self._start(key)
         except BuilddError as error:  # an empty repository has no commit
             log.info("no map is made", repository=url, why=error.message)
 
@@ -371,7 +373,7 @@ class Maps:
 
     async def _make(self, key: Key, job: _Job) -> Built:
         settings = self._config().maps
-        with self._clones.use(key[0]) as repository:
+        with self._clones.use(key[0], touch=False) as repository:
             async with Scope(f"map {key[0]} {key[1][:12]}", close_within=_CLEANUP_LIMIT) as scope:
                 incoming = self._incoming / job.status.build_id
                 incoming.mkdir(mode=0o750)
@@ -530,9 +532,9 @@ class Maps:
 
     # --- names --------------------------------------------------------------------------------------------
 
-    async def _key(self, repo: str, revision: str) -> Key:
+    async def _key(self, repo: str, revision: str, *, touch: bool = True) -> Key:
         """Raises NotFound, InvalidInput, Refused."""
-        with self._clones.use(repo) as repository:
+        with self._clones.use(repo, touch=touch) as repository:
             return repository.url, await in_thread(_resolve, Path(repository.path), revision or None)
 
 

@@ -329,8 +329,11 @@ class Clones:
             await self._remove(aside)
 
     @contextlib.contextmanager
-    def use(self, text: str) -> Iterator[Repository]:
-        """Hold a cloned repository: it is not deleted or evicted. Raises NotFound, InvalidInput, Refused."""
+    def use(self, text: str, *, touch: bool = True) -> Iterator[Repository]:
+        """Hold a cloned repository: it is not deleted or evicted. Raises NotFound, InvalidInput, Refused.
+
+        `touch` says that somebody wants something of it, which makes it one of those that are used.
+        """
         repository = self.find(text)
         url = repository.url
         if repository.clone_status.status != "cloned":
@@ -338,7 +341,7 @@ class Clones:
                 f"{url} is not cloned ({repository.clone_status.status})", hint="Clone it, or wait until it is."
             )
         with self._counted(url):
-            yield self._catalog.touch(url)
+            yield self._catalog.touch(url) if touch else repository
 
     @contextlib.contextmanager
     def _counted(self, url: str) -> Iterator[None]:
