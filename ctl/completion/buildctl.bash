@@ -32,7 +32,7 @@ _buildctl_reply() { # WORD…
 
 _buildctl() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-  local verb= action= word folder= takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines '
+  local verb= action= word folder= takes=' --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines --tokens --focus --mention --format --path '
   local -a socket=() arguments=()
   local -i i
   COMPREPLY=()
@@ -50,15 +50,24 @@ _buildctl() {
       arguments+=("$word")
     fi
   done
-  case $verb in repo | artifacts | db) action=${arguments[0]} ;; esac
+  case $verb in
+    repo | artifacts | db) action=${arguments[0]} ;;
+    map)
+      case ${arguments[0]} in
+        status | tags | refs | cancel) action=${arguments[0]} ;;
+        *) action=get ;;
+      esac
+      ;;
+  esac
 
   case $previous in
     --socket | --output | -o) COMPREPLY=($(compgen -f -- "$current")); compopt -o filenames 2>/dev/null; return ;;
     --extract | -x) COMPREPLY=($(compgen -d -- "$current")); compopt -o filenames 2>/dev/null; return ;;
     --run) _buildctl_reply latest $(_buildctl_ask number list); return ;;
+    --format) _buildctl_reply text jsonl ctags; return ;;
     --strategy) _buildctl_reply none conservative aggressive; return ;;
     --force-package) _buildctl_reply $(_buildctl_ask package history --limit 200); return ;;
-    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset | --note | --slowest | --interval | --depth | -d | --lines | --max-* | --min-*)
+    --timeout | --limit | -n | --kind | --priority | --tail | --after | --offset | --note | --slowest | --interval | --depth | -d | --lines | --tokens | --focus | --mention | --path | --max-* | --min-*)
       return
       ;;
   esac
@@ -83,6 +92,12 @@ _buildctl() {
     cancel/1 | logs/1) _buildctl_reply $(_buildctl_ask name show "${arguments[0]}") ;;
     history/0 | why/0 | verify/0) _buildctl_reply $(_buildctl_ask package history --limit 200) ;;
     repo/0 | artifacts/0 | db/0) _buildctl_reply $(_buildctl_actions "$verb") ;;
+    map/0)
+      _buildctl_reply $(_buildctl_actions map) $(_buildctl_ask name repo list)
+      COMPREPLY+=($(compgen -d -- "$current"))
+      compopt -o filenames -o nospace 2>/dev/null
+      ;;
+    map/1) [[ $action == get && ${arguments[0]} != get ]] || _buildctl_reply $(_buildctl_ask name repo list) ;;
     repo/1) [[ $action == list ]] || _buildctl_reply $(_buildctl_ask name repo list) ;;
     repo/2)
       case $action in

@@ -9,7 +9,7 @@ function __buildctl_words
     for word in (commandline -opc)[2..-1]
         if test $skip = yes
             set skip no
-        else if contains -- $word --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines
+        else if contains -- $word --socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines --tokens --focus --mention --format --path
             set skip yes
         else if not string match -q -- '-*' $word
             echo $word
@@ -44,7 +44,15 @@ function __buildctl_options
         printf '%s\n' --socket --timeout --help --version
         return
     end
-    contains -- $words[1] repo artifacts db; and set words $words[1..(math min 2,(count $words))]; or set words $words[1]
+    if contains -- $words[1] repo artifacts db; or begin
+            test $words[1] = map; and contains -- $words[2] get status tags refs cancel
+        end
+        set words $words[1..(math min 2,(count $words))]
+    else if test $words[1] = map
+        set words map get
+    else
+        set words $words[1]
+    end
     for line in (COLUMNS=200 command buildctl $words --help 2>/dev/null |
             string collect | string replace -ra '\n {16,}' '  ' | string match -r '^  -.*')
         set -l parts (string match -r '^  ((?:-[^ ,]+(?: [A-Z|]+| \{[^}]*\})?(?:, )?)+)\s*(.*)' -- $line)
@@ -77,6 +85,9 @@ complete -c buildctl -n '__buildctl_at 0 cancel wait logs show' -a 'latest (__bu
 complete -c buildctl -n '__buildctl_at 1 cancel logs' -a '(__buildctl_ask name show (__buildctl_words)[2])'
 complete -c buildctl -n '__buildctl_at 0 history why verify' -a '(__buildctl_ask package history --limit 200)'
 complete -c buildctl -n '__buildctl_at 0 repo artifacts db' -a '(__buildctl_help_words (__buildctl_words)[1])'
+complete -c buildctl -n '__buildctl_at 0 map' -a '(__buildctl_help_words map) (__buildctl_ask name repo list) (__fish_complete_directories)'
+complete -c buildctl -n '__buildctl_at 1 map; and contains -- (__buildctl_words)[2] get status tags refs cancel' -a '(__buildctl_ask name repo list)'
+complete -c buildctl -n 'contains -- (__buildctl_words)[1] map' -l format -x -a 'text jsonl ctags'
 complete -c buildctl -n '__buildctl_at 1 repo' -a '(__buildctl_ask name repo list)'
 complete -c buildctl -n '__buildctl_at 2 repo; and contains -- (__buildctl_words)[2] tree docs cat' -a '(__buildctl_paths)'
 complete -c buildctl -n '__buildctl_at 1 artifacts' -a '(__buildctl_ask package history --limit 200)'

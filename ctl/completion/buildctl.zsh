@@ -33,7 +33,7 @@ _buildctl() {
   local verb= action= word folder= current=$words[CURRENT] previous=$words[CURRENT-1]
   local -a socket arguments takes lines
   integer i
-  takes=(--socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines)
+  takes=(--socket --timeout --run --limit -n --output -o --extract -x --kind --priority --tail --after --offset --note --max-bytes --max-age --min-free-bytes --min-free-inodes --force-package --strategy --max-retries --slowest --interval --depth -d --lines --tokens --focus --mention --format --path)
 
   for ((i = 2; i < CURRENT; i++)); do
     word=$words[i]
@@ -46,15 +46,19 @@ _buildctl() {
       arguments+=("$word")
     fi
   done
-  case $verb in repo|artifacts|db) action=$arguments[1] ;; esac
+  case $verb in
+    repo|artifacts|db) action=$arguments[1] ;;
+    map) [[ $arguments[1] == (status|tags|refs|cancel) ]] && action=$arguments[1] || action=get ;;
+  esac
 
   case $previous in
     --socket|--output|-o) _files; return ;;
     --extract|-x) _directories; return ;;
     --run) compadd -- latest $(_buildctl_ask number list); return ;;
+    --format) compadd -- text jsonl ctags; return ;;
     --strategy) compadd -- none conservative aggressive; return ;;
     --force-package) compadd -- $(_buildctl_ask package history --limit 200); return ;;
-    --timeout|--limit|-n|--kind|--priority|--tail|--after|--offset|--note|--slowest|--interval|--depth|-d|--lines|--max-*|--min-*) return 1 ;;
+    --timeout|--limit|-n|--kind|--priority|--tail|--after|--offset|--note|--slowest|--interval|--depth|-d|--lines|--tokens|--focus|--mention|--path|--max-*|--min-*) return 1 ;;
   esac
 
   if [[ $current == -* ]]; then
@@ -83,6 +87,13 @@ _buildctl() {
       lines=(${(f)"$(_buildctl_words $verb)"})
       _describe action lines
       ;;
+    map/0)
+      lines=(${(f)"$(_buildctl_words $verb)"})
+      _describe action lines
+      compadd -- $(_buildctl_ask name repo list)
+      _directories
+      ;;
+    map/1) [[ $action == get && $arguments[1] != get ]] || compadd -- $(_buildctl_ask name repo list) ;;
     repo/1) [[ $action == list ]] || compadd -- $(_buildctl_ask name repo list) ;;
     repo/2)
       [[ $action == (tree|docs|cat) ]] || return 1
