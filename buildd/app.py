@@ -206,7 +206,8 @@ class Daemon:
             gate=gate,
         )
         self._engine = engine
-        clones.evictor.needed = engine.needs
+        clones.evictor.needed = lambda url: engine.needs(url) or maps.in_use(url)
+        clones.on_changed = maps.changed
         database.on_renewed(engine.renewed)
         collector = Collector(
             config=self.config,

@@ -8,8 +8,8 @@ because of `ensure` ends with its last waiter.
 Local paths (scheme `file`) are used in place: they have a record and can be listed, but never a job.
 
 Clones beyond the limits go, the least recently used first (`buildd.repos.eviction`): before a clone begins, to make
-room for it, and after each transfer. Jobs that nobody asked for, the scheduled refreshes of `buildd.repos.care`, have
-a slot of their own: nobody who asks waits for one of them.
+room for it, after each transfer, and when one that was in the way is let go. Jobs that nobody asked for, the scheduled
+refreshes of `buildd.repos.care`, have a slot of their own: nobody who asks waits for one of them.
 
 At start, records that say `cloning` become `failed` ("interrupted"), records of vanished clones too. A clone
 without a record, as after a lost database, is adopted when it says which URL it was made from and lies where
@@ -352,6 +352,8 @@ class Clones:
             self._users[url] -= 1
             if not self._users[url]:
                 del self._users[url]
+                if self.evictor.trouble and self._nursery is not None:  # perhaps it was in the way
+                    self._nursery.start_soon(self.make_room)
 
     # --- jobs ---------------------------------------------------------------------------------------------
 

@@ -97,8 +97,7 @@ def test_a_clone_that_a_run_needs_is_not_evicted(
     until(lambda: "max_repositories" in " ".join(daemon.status()["reasons"]), "the limit is said to be broken")
     daemon.open_gate()
     assert daemon.wait(run).state == "completed"
-    daemon.call("repo.refresh", {"repo": "other"})  # what follows a transfer looks again
-    until(lambda: on_disk(daemon) == {"other"}, "the run's clone may go now")
+    until(lambda: on_disk(daemon) == {"other"}, "the run's clone goes when it is let go")
 
 
 def test_a_clone_that_an_accepted_run_will_want_is_not_evicted(

@@ -60,8 +60,7 @@ async def list_all(services: Services, params: Empty, peer: Peer) -> RepoList:
 
 async def refresh(services: Services, params: RefreshParams, peer: Peer) -> RefreshResult:
     done = await services.clones.refresh(params.repo, if_changed=params.if_changed)
-    repository = _with_map(services, done.repository)
-    return RefreshResult(**msgspec.structs.asdict(repository), changed=done.changed)
+    return RefreshResult(**msgspec.structs.asdict(_with_map(services, done.repository)), changed=done.changed)
 
 
 async def cancel(services: Services, params: RepoParams, peer: Peer) -> Ok:
