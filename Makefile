@@ -5,6 +5,7 @@
 # make chaos    kill and stop the daemon at random moments and at each of its steps, and stop it in every state: is
 #               anything lost, built twice or left behind? Takes some twenty minutes; ROUNDS=50 less, SEED=123 again
 # make soak     a thousand builds and a hundred at once in one daemon: does anything leak? (takes minutes)
+# make inspector  try `buildctl mcp` with the official inspector of the Model Context Protocol; needs npm
 # make lint     only check the code
 # make bench    run the benchmarks
 # make clean    remove everything that these targets made in this directory
@@ -26,7 +27,7 @@ PYTHON_SCRIPTS := examples/run examples/toolchain examples/distfiles/pack
 SHELL_SCRIPTS := .ci/run examples/upstream/make-repository examples/upstream/serve
 MAN_PAGES = $(wildcard man/*.[1-9])
 
-.PHONY: run test vm-test chaos soak lint bench clean
+.PHONY: run test vm-test chaos soak inspector lint bench clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python examples/toolchain
@@ -47,6 +48,9 @@ bench: $(VENV)/.installed
 
 soak: $(VENV)/.installed-soak
 	PYTHONPATH=tests $(BIN)/python -m soak
+
+inspector: $(VENV)/.installed-test
+	PYTHONPATH=tests $(BIN)/python -m inspector
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . $(PYTHON_SCRIPTS)
