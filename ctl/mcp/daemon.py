@@ -1,8 +1,8 @@
 """The daemon, for many calls at a time from one event loop.
 
 A `Client` blocks, so each call has a connection and a worker thread of its own: no call waits for another one, and no
-connection is left over that a restart of the daemon could have closed. (Opening one takes half a millisecond, a tenth of
-the shortest call of a tool.)
+connection is left over that a restart of the daemon could have closed. (Opening one takes half a millisecond, a tenth
+of the shortest call of a tool.)
 
 Invariant: cancelling a call ends its thread at once, because its connection is shut down beneath it.
 """
