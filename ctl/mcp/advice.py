@@ -87,11 +87,6 @@ async def _about_repository(daemon: Daemon, name: str, args: Arguments, repo: st
         )
     if status == "not_started":
         return f"It is not cloned: call clone_repo with repo={found.url}, then {name} again."
-    if error.code == REFUSED and name in ("search_definitions", "find_references"):
-        return (
-            f"It takes the map: call get_source_repo_map with repo={found.url}, the same revision and wait_seconds=30 "
-            f"until it is complete, then {name} again."
-        )
     if name == "delete_repo":
         return "get_repo_status tells what is done with it; list_builds with active=true which runs may use it."
     if error.code == NOT_FOUND and _argument(args, "path"):

@@ -220,7 +220,7 @@ class StartAnswer(RunAnswer, frozen=True, kw_only=True):
     status: Annotated[str, Meta(description="accepted: it is on record, and goes on whatever happens to this client.")]
 
 
-@tool("Build", right="control", idempotent=False, open_world=True)
+@tool("Build", changes=True, idempotent=False, open_world=True)
 async def start_build(call: Call, args: StartArguments) -> StartAnswer:
     """Build packages: clones or fetches their repositories, plans, and builds what is not up to date, with what it
     depends on, in sandboxes. Executes the recipes of the repositories. Answers at once with the number of the run,
@@ -277,7 +277,7 @@ class CancelAnswer(Answer, frozen=True, kw_only=True):
     next_step: NextStep
 
 
-@tool("Cancel a build", right="control", destructive=True)
+@tool("Cancel a build", changes=True, destructive=True)
 async def cancel_build(call: Call, args: CancelArguments) -> CancelAnswer:
     """Cancel a run, or one package of it, queued or running: its processes are ended, what has succeeded stays."""
     params = protocol.CancelParams(run=args.run, package=args.package or None)
@@ -474,7 +474,7 @@ class PlanAnswer(Answer, frozen=True, kw_only=True):
     next_offset: NextOffset
 
 
-@tool("What a build would consider", right="control", open_world=True)
+@tool("What a build would consider", changes=True, open_world=True)
 async def plan_build(call: Call, args: PlanArguments) -> PlanAnswer:
     """The packages of targets, with versions, dependencies and, with `why`, whether each would be built. Tells which
     packages a repository has. Builds nothing; clones or fetches the repositories where it has to."""
@@ -543,7 +543,7 @@ class ExplainAnswer(Answer, frozen=True, kw_only=True):
         return "\n".join([*self.notes, self.explanation])
 
 
-@tool("Why a package is built, or not", right="control", open_world=True)
+@tool("Why a package is built, or not", changes=True, open_world=True)
 async def explain_build(call: Call, args: ExplainArguments) -> ExplainAnswer:
     """Why a package would be built or is up to date, or why a run built or skipped it: names the very file, phase,
     dependency or part of the environment that changed since its last success. Builds nothing."""

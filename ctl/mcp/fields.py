@@ -8,6 +8,8 @@ from typing import Annotated, TypeVar
 
 from msgspec import Meta, Struct
 
+from ctl.mcp.tool import Arguments
+
 MAX_WAIT_S = 300.0
 POLL_S = 1.0
 """Longest single wait for the daemon: so often progress is told, and a restart is noticed."""
@@ -35,6 +37,12 @@ NextOffset = Annotated[int | None, Meta(description="What to pass as `offset` fo
 NextStep = Annotated[str, Meta(description="What to call next, where something follows.")]
 Time = Annotated[str, Meta(description="UTC, as in 2026-01-31T12:00:00Z; empty when it has not happened.")]
 
+
+class CodeArguments(Arguments, frozen=True, kw_only=True):
+    repo: Repo
+    revision: Revision = ""
+
+
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
 
@@ -49,7 +57,7 @@ def page(found: Sequence[T], offset: int, limit: int) -> tuple[tuple[T, ...], in
     return tuple(found[offset:end]), end if end < len(found) else None
 
 
-def after(offset: int, count: int, total: int) -> int | None:
+def following(offset: int, count: int, total: int) -> int | None:
     """Where the next page begins, behind one of `count` that begins at `offset`."""
     return offset + count if count and offset + count < total else None
 

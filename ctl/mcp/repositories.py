@@ -116,7 +116,7 @@ async def _look(call: Call, repo: str, patience: float = 0.0) -> tuple[Repositor
 async def _until_transferred(call: Call, repo: str, seconds: float) -> tuple[Repository, Transfer | None]:
     """A repository when nothing is cloned or fetched for it any more, or as it is after so many seconds."""
     deadline = time.monotonic() + seconds
-    after = await _newest_event(call)
+    after = await newest_event(call)
     while True:
         found, transfer = await _look(call, repo, patience=max(0.0, deadline - time.monotonic()))
         left = deadline - time.monotonic()
@@ -128,7 +128,7 @@ async def _until_transferred(call: Call, repo: str, seconds: float) -> tuple[Rep
         after = answer.next
 
 
-async def _newest_event(call: Call) -> int:
+async def newest_event(call: Call) -> int:
     return (await call.daemon.call("events.poll", protocol.PollParams(after=-1), protocol.PollResult)).next
 
 
@@ -181,7 +181,7 @@ class CloneAnswer(Answer, frozen=True, kw_only=True):
     next_step: NextStep
 
 
-@tool("Clone a repository", right="control", open_world=True)
+@tool("Clone a repository", changes=True, open_world=True)
 async def clone_repo(call: Call, args: CloneArguments) -> CloneAnswer:
     """Have a git repository cloned into the daemon's cache. Answers at once with `accepted` while the clone goes on in
     the background (poll get_clone_status), or waits up to `wait_seconds` for its end. Everybody who asks for one
@@ -301,7 +301,7 @@ class RefreshAnswer(Answer, frozen=True, kw_only=True):
     next_step: NextStep
 
 
-@tool("Fetch what is new", right="control", open_world=True)
+@tool("Fetch what is new", changes=True, open_world=True)
 async def refresh_repo(call: Call, args: RefreshArguments) -> RefreshAnswer:
     """Fetch a cloned repository from its server, so that branches and commits that are new there can be read and built.
     Waits up to `wait_seconds`; a fetch that takes longer goes on in the background."""
@@ -330,7 +330,7 @@ class Done(Answer, frozen=True, kw_only=True):
     message: str
 
 
-@tool("Remove a clone", right="control", destructive=True)
+@tool("Remove a clone", changes=True, destructive=True)
 async def delete_repo(call: Call, args: RepoArguments) -> Done:
     """Remove a repository's clone from the cache, and its record. Runs, builds and artifacts stay. Refused while it is
     used or being cloned. A local repository that is used in place is only forgotten, never touched."""

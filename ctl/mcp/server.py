@@ -87,7 +87,6 @@ class _Adapter:
 
 
 def _description(tool: Tool) -> ToolDescription:
-    observes = tool.right == "observe"
     return ToolDescription(
         name=tool.name,
         title=tool.title,
@@ -96,7 +95,7 @@ def _description(tool: Tool) -> ToolDescription:
         output_schema=tool.output_schema(),
         annotations=ToolAnnotations(
             title=tool.title,
-            read_only_hint=observes,
+            read_only_hint=not tool.changes,
             destructive_hint=tool.destructive,
             idempotent_hint=tool.idempotent,
             open_world_hint=tool.open_world,

@@ -12,7 +12,6 @@ from typing import Any, Protocol, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from buildd.protocol import Right
 from ctl.mcp.daemon import Daemon
 
 
@@ -77,8 +76,8 @@ class Tool(Struct, frozen=True, kw_only=True):
     name: str
     title: str
     description: str
-    right: Right
-    """What it takes of the daemon's rights: with `observe` it changes nothing."""
+    changes: bool
+    """Whether it changes, begins or fetches something that a user may not have wanted; a map is none of these."""
     destructive: bool
     idempotent: bool
     open_world: bool
@@ -115,7 +114,7 @@ class Tool(Struct, frozen=True, kw_only=True):
 def tool(
     title: str,
     *,
-    right: Right = "observe",
+    changes: bool = False,
     destructive: bool = False,
     idempotent: bool = True,
     open_world: bool = False,
@@ -128,7 +127,7 @@ def tool(
             name=run.__name__,
             title=title,
             description=" ".join((run.__doc__ or "").split()),
-            right=right,
+            changes=changes,
             destructive=destructive,
             idempotent=idempotent,
             open_world=open_world,

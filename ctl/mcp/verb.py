@@ -29,14 +29,14 @@ def _mcp(args: argparse.Namespace) -> int:
             hint="install it where buildctl is: pip install 'buildd[mcp]'",
             code=REFUSED,
         ) from None
-    from ctl.mcp import builds, code, repositories
+    from ctl.mcp import builds, maps, reading, repositories
     from ctl.mcp.daemon import Daemon
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="buildctl mcp: %(message)s")
     tools = [
         tool
-        for tool in (*repositories.TOOLS, *code.TOOLS, *builds.TOOLS)
-        if tool.right == "observe" or not args.read_only
+        for tool in (*repositories.TOOLS, *maps.TOOLS, *reading.TOOLS, *builds.TOOLS)
+        if not (tool.changes and args.read_only)
     ]
     if sys.stdin.isatty():
         note("buildctl mcp: this is for AI clients, which start it themselves; end it by Ctrl-D")

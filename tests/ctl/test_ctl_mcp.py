@@ -15,13 +15,13 @@ from mcp import Client
 from mcp.types import CallToolResult, TextContent
 
 from buildd.errors import Busy, NotPermitted, Refused
-from ctl.mcp import builds, code, repositories
+from ctl.mcp import builds, maps, reading, repositories
 from ctl.mcp.daemon import Daemon
-from ctl.mcp.fields import after, moment, page
+from ctl.mcp.fields import following, moment, page
 from ctl.mcp.server import make_server
 from ctl.mcp.tool import Answer, Arguments, Call, Progress, Tool, tool
 
-ALL = (*repositories.TOOLS, *code.TOOLS, *builds.TOOLS)
+ALL = (*repositories.TOOLS, *maps.TOOLS, *reading.TOOLS, *builds.TOOLS)
 
 
 @asynccontextmanager
@@ -189,7 +189,7 @@ def test_pages_follow_one_another_without_gap_and_end() -> None:
         pages.append(shown)
     assert pages == [(0, 1, 2), (3, 4, 5), (6,)]
     assert page(found, 10, 3) == ((), None)
-    assert [after(0, 3, 7), after(6, 1, 7), after(9, 0, 7)] == [3, None, None]
+    assert [following(0, 3, 7), following(6, 1, 7), following(9, 0, 7)] == [3, None, None]
 
 
 def test_times_are_utc() -> None:

@@ -16,7 +16,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
 
-from ctl.mcp import builds, code, repositories
+from ctl.mcp import builds, maps, reading, repositories
 from ctl.mcp.daemon import Daemon as McpDaemon
 from ctl.mcp.server import make_server
 
@@ -29,7 +29,7 @@ class Session:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    async def result(self, name: str, reports: list[Report] | None = None, **arguments: object) -> CallToolResult:
+    async def result(self, tool: str, reports: list[Report] | None = None, /, **arguments: object) -> CallToolResult:
         """What a tool answers. `reports` collects the progress that it tells."""
 
         async def collect(progress: float, total: float | None, message: str | None) -> None:
@@ -37,25 +37,25 @@ class Session:
             reports.append((progress, total, message))
 
         return await self.client.call_tool(
-            name, _arguments(arguments), progress_callback=None if reports is None else collect
+            tool, _arguments(arguments), progress_callback=None if reports is None else collect
         )
 
-    async def answer(self, name: str, reports: list[Report] | None = None, **arguments: object) -> dict[str, Any]:
+    async def answer(self, tool: str, reports: list[Report] | None = None, /, **arguments: object) -> dict[str, Any]:
         """The structured content of an answer; the client has compared it with the tool's schema."""
-        result = await self.result(name, reports, **arguments)
+        result = await self.result(tool, reports, **arguments)
         assert not result.is_error, text_of(result)
         assert isinstance(result.structured_content, dict)
         return result.structured_content
 
-    async def text(self, name: str, **arguments: object) -> str:
+    async def text(self, tool: str, /, **arguments: object) -> str:
         """What a model reads of an answer."""
-        result = await self.result(name, **arguments)
+        result = await self.result(tool, **arguments)
         assert not result.is_error, text_of(result)
         return text_of(result)
 
-    async def error(self, name: str, **arguments: object) -> str:
+    async def error(self, tool: str, /, **arguments: object) -> str:
         """The text of an answer that says why not."""
-        result = await self.result(name, **arguments)
+        result = await self.result(tool, **arguments)
         assert result.is_error, text_of(result)
         assert result.structured_content is None
         return text_of(result)
@@ -90,7 +90,7 @@ async def connected(daemon: Daemon, *options: str, mode: str = "auto") -> AsyncI
 @asynccontextmanager
 async def directly(daemon: Daemon) -> AsyncIterator[Session]:
     """A session with the tools in this process."""
-    tools = (*repositories.TOOLS, *code.TOOLS, *builds.TOOLS)
+    tools = (*repositories.TOOLS, *maps.TOOLS, *reading.TOOLS, *builds.TOOLS)
     async with _session(Client(make_server(McpDaemon(str(daemon.socket)), tools))) as session:
         yield session
 

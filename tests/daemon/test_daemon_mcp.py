@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trio
-from daemon_mcp import Report, Session, connected, directly
+from daemon_mcp import Report, Session, connected, directly, text_of
 from harness import BUILDCTL, Daemon, GitServer, RecipeRepository, Workspace, until
 from jsonschema import Draft202012Validator
 
@@ -169,6 +169,129 @@ async def test_a_clone_tells_its_progress_and_waiting_for_it_is_bounded(boot: Bo
         ended = await session.answer("get_clone_status", repo=url, wait_seconds=LONG_S)
         assert ended["status"] == "failed"
     await listener[0].aclose()
+
+
+# --- code -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def things(repository: RecipeRepository) -> RecipeRepository:
+    """Two files of code, one of which uses the other, and a document."""
+    repository.write("README.md", "# Things\n\nThey greet.\n")
+    repository.write(
+        "src/greeting.py", "def greet(name):\n    return shout(name)\n\n\ndef shout(text):\n    return text\n"
+    )
+    repository.write("src/main.py", "from greeting import greet\n\n\ndef run():\n    greet('you')\n    greet('me')\n")
+    repository.write("src/picture.png", b"\x89PNG\0\0")
+    repository.commit()
+    return repository
+
+
+async def test_a_map_is_made_when_asked_for_and_answers_questions(
+    daemon: Daemon, things: RecipeRepository, git_server: GitServer
+) -> None:
+    url = git_server.url(things)
+    async with connected(daemon) as session:
+        assert "clone_repo" in await session.error("get_source_repo_map", repo=url)
+        await session.answer("clone_repo", repo=url, wait_seconds=30)
+        first = await session.answer("get_source_repo_map", repo=url)
+        assert first["status"] in ("accepted", "building", "complete")
+        assert first["status"] == "complete" or "wait_seconds" in first["next_step"]
+        reports: list[Report] = []
+        whole = await session.answer("get_source_repo_map", reports, repo=url, wait_seconds=50)
+        assert (whole["status"], whole["repo_map"]["error"]) == ("complete", "")
+        assert "def greet(name)" in whole["text"]
+        assert whole["tokens"] <= 4096
+        asked = await session.answer("get_source_repo_map", repo=url, mention=["run", "nothing_has_it"], tokens=64)
+        assert "def run()" in asked["text"]
+        assert asked["tokens"] <= 64
+        assert asked["unknown"] == ["nothing_has_it"]
+
+        files = await session.answer("get_repo_critical_files", repo=url)
+        assert files["files"][0]["path"] == "src/greeting.py"
+        assert files["files"][0]["role"] == "source"
+        found = await session.answer("search_definitions", repo=url, name="*r*", kind="function", limit=1)
+        assert (len(found["definitions"]), found["total"], found["next_offset"]) == (1, 2, 1)
+        rest = await session.answer("search_definitions", repo=url, name="*r*", kind="function", offset=1)
+        assert {d["name"] for d in found["definitions"] + rest["definitions"]} == {"greet", "run"}
+        assert "src/greeting.py:1-2: function greet" in await session.text("search_definitions", repo=url, name="greet")
+        used = await session.answer("find_references", repo=url, name="greet")
+        assert [d["path"] for d in used["definitions"]] == ["src/greeting.py"]
+        assert ("src/main.py", 5) in {(ref["path"], ref["line"]) for ref in used["references"]}
+        assert (await session.answer("get_repo_status", repo=url))["repo_map"]["status"] == "complete"
+
+
+async def test_what_needs_a_map_has_it_made_and_says_to_wait(daemon: Daemon, things: RecipeRepository) -> None:
+    async with directly(daemon) as session:
+        text = await session.text("search_definitions", repo=things, name="shout", wait_seconds=50)
+        assert text.startswith("1 definition\nsrc/greeting.py:5-6: function shout")
+        newer = things.write("src/more.py", "def more():\n    pass\n").commit()
+        mapped = await session.answer("get_source_repo_map", repo=things, wait_seconds=50)
+        assert mapped["repo_map"]["commit"] == newer
+        things.write("src/more.py", "def more():\n    return 1\n").commit()
+        result = await session.result("find_references", repo=things, name="more")
+        if result.is_error:  # a map of three files may also be there already
+            assert "is being made" in text_of(result)
+            assert "Call find_references again" in text_of(result)
+        assert "no-such-branch" in await session.error("get_source_repo_map", repo=things, revision="no-such-branch")
+
+
+async def test_a_map_that_could_not_be_made_is_begun_again_only_on_request(
+    boot: Boot, things: RecipeRepository
+) -> None:
+    daemon = boot(settings={"maps.timeout": "1ms"})
+    async with directly(daemon) as session:
+        error = await session.error("get_source_repo_map", repo=things, wait_seconds=50)
+        assert "could not be made" in error
+        assert "again=true" in error
+        assert await session.error("get_source_repo_map", repo=things, wait_seconds=50) == error
+        assert len([event for event in daemon.events() if event.kind == "map_started"]) == 1
+        await session.error("get_source_repo_map", repo=things, again=True, wait_seconds=50)
+        assert len([event for event in daemon.events() if event.kind == "map_started"]) == 2
+
+
+async def test_structure_documents_and_files_are_read_at_a_revision(daemon: Daemon, things: RecipeRepository) -> None:
+    async with directly(daemon) as session:
+        tree = await session.answer("get_repo_structure", repo=things)
+        assert (tree["files"], tree["truncated"]) == (4, False)
+        assert [e["path"] for e in tree["entries"]] == [
+            "src",
+            "src/greeting.py",
+            "src/main.py",
+            "src/picture.png",
+            "README.md",
+        ]
+        text = await session.text("get_repo_structure", repo=things, path="src", limit=1)
+        assert "\ngreeting.py" in text
+        assert "There are more entries" in text
+
+        documents = await session.answer("get_repo_documentation", repo=things)
+        assert [(d["path"], d["kind"], d["title"]) for d in documents["documents"]] == [
+            ("README.md", "readme", "Things")
+        ]
+        assert documents["texts"][0]["text"] == "# Things\n\nThey greet.\n"
+        assert (await session.answer("get_repo_documentation", repo=things, content_bytes=0))["texts"] == []
+
+        piece = await session.answer("get_repo_file_content", repo=things, path="src/main.py", last_line=2)
+        assert (piece["text"], piece["lines"], piece["next_line"]) == ("from greeting import greet\n\n", 6, None)
+        piece = await session.answer("get_repo_file_content", repo=things, path="src/main.py", max_bytes=30)
+        rest = await session.answer(
+            "get_repo_file_content", repo=things, path="src/main.py", first_line=piece["next_line"]
+        )
+        assert piece["text"] + rest["text"] == (things.path / "src/main.py").read_text()
+        assert rest["next_line"] is None
+        assert "is binary" in await session.text("get_repo_file_content", repo=things, path="src/picture.png")
+
+        things.write("src/main.py", "changed\n").commit()
+        assert "changed" in await session.text("get_repo_file_content", repo=things, path="src/main.py")
+        assert "greet" in await session.text(
+            "get_repo_file_content", repo=things, path="src/main.py", revision=piece["commit"][:12]
+        )
+        missing = await session.error("get_repo_file_content", repo=things, path="src/mains.py")
+        assert "main.py" in missing
+        assert "get_repo_structure" in missing
+        assert "list_repository_branches" in await session.error("get_repo_structure", repo=things, revision="nobranch")
+        assert "is not below" in await session.error("get_repo_file_content", repo=things, path="../../etc/passwd")
 
 
 # --- builds -----------------------------------------------------------------------------------------------
