@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from msgspec import Meta
 
@@ -11,13 +11,14 @@ from buildd import protocol
 from buildd.protocol import PackageState, RunView, Stats, Strategy
 from ctl.failure import Gone
 from ctl.mcp.advice import for_tools
-from ctl.mcp.fields import POLL_S, Count, NextOffset, NextStep, Offset, Time, Wait, extend, moment, page
+from ctl.mcp.fields import POLL_S, Count, LongAnswer, NextOffset, NextStep, Offset, Time, Wait, extend, moment, page
 from ctl.mcp.tool import Answer, Arguments, Call, ToolError, tool
 from ctl.mcp.waiting import within
 from ctl.target import absolute
 from ctl.text import counts, duration, plural, size, without_escapes
 from ctl.why import explanation, subject
 
+T = TypeVar("T")
 ENDED = ("completed", "failed", "cancelled")
 _OF_INTEREST = ("failed", "running", "blocked", "cancelled", "ignored", "queued", "success", "skipped")
 """States in the order in which their packages are shown."""
@@ -450,7 +451,7 @@ class PlanArguments(Arguments, frozen=True, kw_only=True):
     worktree: Annotated[bool, Meta(description="Take local repositories as their files are now.")] = False
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
     offset: Offset = 0
-    wait_seconds: Wait = 45.0
+    wait_seconds: LongAnswer = 45.0
 
 
 class PlannedAnswer(Answer, frozen=True, kw_only=True):
@@ -481,15 +482,7 @@ async def plan_build(call: Call, args: PlanArguments) -> PlanAnswer:
     params = protocol.PlanParams(
         targets=tuple(map(absolute, args.targets)), refresh=args.refresh, worktree=args.worktree, why=args.why
     )
-    plan = await within(
-        args.wait_seconds or None,
-        lambda: call.daemon.call("run.plan", params, protocol.PlanResult, hold=None),
-        lambda: _tell_clones(call),
-    )
-    if plan is None:
-        raise ToolError(
-            f"the plan is not ready after {args.wait_seconds:g} s", "Call plan_build again, or clone_repo first."
-        )
+    plan = await _long_answer(call, "plan_build", args.wait_seconds, "run.plan", params, protocol.PlanResult)
     shown, next_offset = page(plan.packages, args.offset, args.limit)
     return PlanAnswer(
         packages=tuple(
@@ -514,11 +507,24 @@ async def plan_build(call: Call, args: PlanArguments) -> PlanAnswer:
     )
 
 
-async def _tell_clones(call: Call) -> None:
-    status = await call.daemon.call("daemon.status", None, protocol.DaemonStatus)
-    for clone in status.clones[:1]:
-        message = f"{clone.operation} of {clone.url}: {size(clone.progress.received_bytes)}"
-        await call.progress.tell(clone.percent, 100.0, message)
+async def _long_answer(
+    call: Call, name: str, seconds: float, method: str, params: protocol.Params, result: type[T]
+) -> T:
+    """What the daemon answers, telling meanwhile what it clones. Raises ToolError when that takes too long."""
+
+    async def tell() -> None:
+        status = await call.daemon.call("daemon.status", None, protocol.DaemonStatus)
+        for clone in status.clones[:1]:
+            message = f"{clone.operation} of {clone.url}: {size(clone.progress.received_bytes)}"
+            await call.progress.tell(clone.percent, 100.0, message)
+
+    answer = await within(seconds, lambda: call.daemon.call(method, params, result, hold=None), tell)
+    if answer is None:
+        raise ToolError(
+            f"there is no answer after {seconds:g} s",
+            f"Call {name} again, with a larger wait_seconds; get_daemon_status tells what the daemon does.",
+        )
+    return answer
 
 
 class ExplainArguments(Arguments, frozen=True, kw_only=True):
@@ -528,6 +534,7 @@ class ExplainArguments(Arguments, frozen=True, kw_only=True):
     ]
     run: Annotated[str, Meta(description="Explain what this run did; empty: what a run would do now.")] = ""
     worktree: Annotated[bool, Meta(description="Take local repositories as their files are now.")] = False
+    wait_seconds: LongAnswer = 45.0
 
 
 class ExplainAnswer(Answer, frozen=True, kw_only=True):
@@ -548,7 +555,7 @@ async def explain_build(call: Call, args: ExplainArguments) -> ExplainAnswer:
     """Why a package would be built or is up to date, or why a run built or skipped it: names the very file, phase,
     dependency or part of the environment that changed since its last success. Builds nothing."""
     params = protocol.WhyParams(package=subject(args.package), run=args.run or None, worktree=args.worktree)
-    found = await call.daemon.call("package.why", params, protocol.WhyResult, hold=None)
+    found = await _long_answer(call, "explain_build", args.wait_seconds, "package.why", params, protocol.WhyResult)
     return ExplainAnswer(
         package=found.verdict.package,
         version=found.verdict.version,

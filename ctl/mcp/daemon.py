@@ -51,8 +51,8 @@ class Daemon:
         """One question and its answer as a struct.
 
         `hold` is how long the daemon may take beyond what an answer takes; None lets it take as long as it shows that
-        it lives. A daemon that cannot be reached is tried again for `patience` seconds. When it goes away before it
-        has answered, the question is asked again, unless it is not `repeatable`. Raises CtlError.
+        it lives. A daemon that cannot be reached is tried again for `patience` seconds, at most COME_BACK_S. When it
+        goes away before it has answered, the question is asked again, unless it is not `repeatable`. Raises CtlError.
         """
         limit = None if hold is None else hold + self._answer_s
         deadline: float | None = None
@@ -68,7 +68,7 @@ class Daemon:
                     raise
                 now = time.monotonic()
                 if deadline is None:
-                    deadline = now + (max(patience, COME_BACK_S) if went_away else patience)
+                    deadline = now + (COME_BACK_S if went_away else min(patience, COME_BACK_S))
                 if now >= deadline:
                     raise
             await anyio.sleep(REDIAL_S)

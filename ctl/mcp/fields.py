@@ -30,6 +30,15 @@ Wait = Annotated[
         "ends early when the work does. Many clients give up on a call after 60 seconds: stay below that.",
     ),
 ]
+LongAnswer = Annotated[
+    float,
+    Meta(
+        ge=1,
+        le=MAX_WAIT_S,
+        description="Seconds to wait for the answer, which has to be found first, and for which a repository may have "
+        "to be fetched. When that is not enough, the daemon goes on: ask again.",
+    ),
+]
 Count = Annotated[int, Meta(ge=0)]
 Line = Annotated[int, Meta(ge=1, description="From 1.")]
 Offset = Annotated[int, Meta(ge=0, description="How many to skip: `next_offset` of the answer before.")]

@@ -32,8 +32,9 @@ async def _map(call: Call, args: CodeArguments, seconds: float, *, again: bool =
     Raises ToolError when it could not be made: that is begun again only when somebody says so.
     """
     deadline = time.monotonic() + seconds
-    after = await newest_event(call)
-    status, begun = await _status(call, args), False
+    after = await newest_event(call) if seconds else 0
+    # without a revision the daemon may answer for the commit that was mapped last, which need not be the newest
+    status, begun = await _status(call, args.repo, args.revision or "HEAD"), False
     if status is None or again:
         request = protocol.MapRequestParams(repo=absolute(args.repo), revision=args.revision, again=again)
         answer = await call.daemon.call("map.request", request, protocol.MapAnswer)
@@ -42,7 +43,7 @@ async def _map(call: Call, args: CodeArguments, seconds: float, *, again: bool =
         await call.progress.tell(float(status.done), float(status.total) or None, _how_far(map_state(status)))
         params = protocol.PollParams(after=after, timeout=min(POLL_S, left), kinds=_ENDINGS)
         after = (await call.daemon.call("events.poll", params, protocol.PollResult, hold=POLL_S, patience=left)).next
-        status = await _status(call, args, patience=left)
+        status = await _status(call, args.repo, status.commit, patience=left)
     if status is None:
         raise ToolError(f"the map of {args.repo} is gone again", "Call get_source_repo_map for another one.")
     if status.status == "failed":
@@ -54,10 +55,9 @@ async def _map(call: Call, args: CodeArguments, seconds: float, *, again: bool =
     return status, begun
 
 
-async def _status(call: Call, args: CodeArguments, patience: float = 0.0) -> RepoMapStatus | None:
+async def _status(call: Call, repo: str, revision: str, patience: float = 0.0) -> RepoMapStatus | None:
     """The state of a map; None when there is none, or of what is not even known."""
-    # without a revision the daemon may answer for the commit that was mapped last, which need not be the newest
-    params = protocol.RevisionParams(repo=absolute(args.repo), revision=args.revision or "HEAD")
+    params = protocol.RevisionParams(repo=absolute(repo), revision=revision)
     try:
         return await call.daemon.call("map.status", params, RepoMapStatus, patience=patience)
     except CtlError as error:

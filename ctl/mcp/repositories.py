@@ -116,7 +116,7 @@ async def _look(call: Call, repo: str, patience: float = 0.0) -> tuple[Repositor
 async def _until_transferred(call: Call, repo: str, seconds: float) -> tuple[Repository, Transfer | None]:
     """A repository when nothing is cloned or fetched for it any more, or as it is after so many seconds."""
     deadline = time.monotonic() + seconds
-    after = await newest_event(call)
+    after = await newest_event(call) if seconds else 0
     while True:
         found, transfer = await _look(call, repo, patience=max(0.0, deadline - time.monotonic()))
         left = deadline - time.monotonic()

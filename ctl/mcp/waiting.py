@@ -13,9 +13,7 @@ from ctl.mcp.fields import POLL_S
 T = TypeVar("T")
 
 
-async def within(
-    seconds: float | None, work: Callable[[], Awaitable[T]], tell: Callable[[], Awaitable[None]]
-) -> T | None:
+async def within(seconds: float, work: Callable[[], Awaitable[T]], tell: Callable[[], Awaitable[None]]) -> T | None:
     """What `work` returns, or None when it is not done after so many seconds. Calls `tell` while it waits, whose
     failures say nothing about the work. Raises the CtlError of the work."""
     result: T | None = None

@@ -165,6 +165,13 @@ async def test_a_fetch_that_takes_longer_than_the_wait_goes_on(peer: Peer) -> No
     assert asked(peer, "repo.refresh") == 1
 
 
+async def test_an_answer_that_takes_long_is_waited_for_as_long_as_is_said(peer: Peer) -> None:
+    peer.silent.add("run.plan")
+    async with connected(peer) as client:
+        error = await error_of(client, "plan_build", targets=["things"], wait_seconds=1)
+    assert error.startswith("there is no answer after 1 s\nCall plan_build again")
+
+
 # --- values -----------------------------------------------------------------------------------------------
 
 
