@@ -33,7 +33,7 @@ from buildd.planner import states
 from buildd.recipes import native, presets
 from ctl import verbs
 from ctl.failure import CtlError
-from ctl.mcp import builds, maps, reading, repositories
+from ctl.mcp.tools import TOOLS
 
 ROOT = Path(__file__).parent.parent
 MAN = ROOT / "man"
@@ -491,7 +491,7 @@ def test_every_short_option_of_a_verb_is_documented(name: str) -> None:
 
 
 def test_every_tool_for_ai_clients_is_documented_with_its_arguments() -> None:
-    tools = {tool.name: tool for tool in (*repositories.TOOLS, *maps.TOOLS, *reading.TOOLS, *builds.TOOLS)}
+    tools = {tool.name: tool for tool in TOOLS}
     documented = item_texts(VERBS["mcp"], "Ic")
     same(documented, tools)
     for line in re.findall(r"^\.It Ic (.*)$", VERBS["mcp"], re.MULTILINE):

@@ -18,6 +18,17 @@ Repo = Annotated[
     str,
     Meta(min_length=1, description="URL, absolute path, or the name of a known repository as list_repos gives it."),
 ]
+Targets = Annotated[
+    tuple[str, ...],
+    Meta(
+        min_length=1,
+        description="What to build: REPO[@REV][//PACKAGE] each, REPO a URL, a path or a known name; without PACKAGE "
+        "all that the repository builds by default. As in https://example.org/things.git@v1.2//libthing",
+    ),
+]
+Run = Annotated[
+    str, Meta(min_length=1, description="Number or id of a run, as start_build and list_builds give it, or latest.")
+]
 Revision = Annotated[
     str, Meta(description="Branch, tag, or full or unambiguous short commit id. Empty: the default branch.")
 ]

@@ -15,8 +15,9 @@ from buildd import protocol
 from buildd.protocol import RepoMapStatus
 from ctl.failure import NOT_FOUND, CtlError
 from ctl.mcp.fields import POLL_S, CodeArguments, NextOffset, NextStep, Offset, Wait, following
-from ctl.mcp.repositories import MapState, map_state, newest_event
+from ctl.mcp.repositories import MapState, map_state
 from ctl.mcp.tool import Answer, Call, ToolError, tool
+from ctl.mcp.waiting import newest_event
 from ctl.target import absolute
 from ctl.text import plural
 
@@ -45,12 +46,12 @@ async def _map(call: Call, args: CodeArguments, seconds: float, *, again: bool =
         after = (await call.daemon.call("events.poll", params, protocol.PollResult, hold=POLL_S, patience=left)).next
         status = await _status(call, args.repo, status.commit, patience=left)
     if status is None:
-        raise ToolError(f"the map of {args.repo} is gone again", "Call get_source_repo_map for another one.")
+        raise ToolError("the map is gone again: it was removed meanwhile", "Call get_source_repo_map for another one.")
     if status.status == "failed":
         raise ToolError(
             f"the map of {status.repository} at commit {status.commit} could not be made: {status.error}",
-            f"Call get_source_repo_map with repo={args.repo}, the same revision and again=true when the cause may be "
-            "gone. get_repo_structure and get_repo_file_content need no map.",
+            f"Call get_source_repo_map with repo={status.repository}, the same revision and again=true when the cause "
+            "may be gone. get_repo_structure and get_repo_file_content need no map.",
         )
     return status, begun
 

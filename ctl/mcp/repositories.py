@@ -12,7 +12,7 @@ from buildd import protocol
 from buildd.protocol import Repository
 from ctl.mcp.fields import POLL_S, NextOffset, NextStep, Offset, Repo, Time, Wait, extend, moment, page
 from ctl.mcp.tool import Answer, Arguments, Call, ToolError, tool
-from ctl.mcp.waiting import within
+from ctl.mcp.waiting import newest_event, within
 from ctl.target import absolute
 from ctl.text import size
 
@@ -128,10 +128,6 @@ async def _until_transferred(call: Call, repo: str, seconds: float) -> tuple[Rep
         after = answer.next
 
 
-async def newest_event(call: Call) -> int:
-    return (await call.daemon.call("events.poll", protocol.PollParams(after=-1), protocol.PollResult)).next
-
-
 async def _tell(call: Call, transfer: Transfer | None) -> None:
     if transfer is not None:
         objects = f"{transfer.received_objects} of {transfer.total_objects or '?'} objects"
@@ -191,7 +187,7 @@ async def clone_repo(call: Call, args: CloneArguments) -> CloneAnswer:
     answer = await call.daemon.call("repo.clone", params, protocol.CloneResult)
     if answer.status == "failed":
         raise ToolError(
-            f"{args.repo} is not cloned: {answer.message}",
+            answer.message,  # without the URL as it was given: there may be a password in it
             "If the cause may be gone, call clone_repo again with again=true; otherwise correct the URL, or tell the "
             "user what the server said (credentials are configured for the daemon, never passed in a call).",
         )

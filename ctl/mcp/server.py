@@ -46,6 +46,9 @@ built.
 What takes long is answered at once and goes on in the background: call the status tool with wait_seconds (30 is good) \
 instead of calling it in a loop. An error says what happened and which tool to call next. Lists come in pages: pass \
 `next_offset` as `offset`."""
+_ONLY_LOOKS = """
+
+This server only looks: tools that clone, fetch, plan, build, cancel or remove are not offered."""
 
 
 class _Adapter:
@@ -114,7 +117,7 @@ def make_server(daemon: Daemon, tools: Sequence[Tool]) -> Server[dict[str, Any]]
         "buildd",
         version=__version__,
         title="buildd",
-        instructions=_INSTRUCTIONS,
+        instructions=_INSTRUCTIONS + ("" if any(tool.changes for tool in tools) else _ONLY_LOOKS),
         on_list_tools=adapter.list_tools,
         on_call_tool=adapter.call_tool,
     )

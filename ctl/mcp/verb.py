@@ -29,15 +29,11 @@ def _mcp(args: argparse.Namespace) -> int:
             hint="install it where buildctl is: pip install 'buildd[mcp]'",
             code=REFUSED,
         ) from None
-    from ctl.mcp import builds, maps, reading, repositories
     from ctl.mcp.daemon import Daemon
+    from ctl.mcp.tools import TOOLS
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="buildctl mcp: %(message)s")
-    tools = [
-        tool
-        for tool in (*repositories.TOOLS, *maps.TOOLS, *reading.TOOLS, *builds.TOOLS)
-        if not (tool.changes and args.read_only)
-    ]
+    tools = [tool for tool in TOOLS if not (tool.changes and args.read_only)]
     if sys.stdin.isatty():
         note("buildctl mcp: this is for AI clients, which start it themselves; end it by Ctrl-D")
     serve(Daemon(args.socket, args.answer_timeout), tools)

@@ -1,4 +1,4 @@
-"""Waiting for an answer that takes long, and telling meanwhile how far it is."""
+"""Waiting for what takes long, and telling meanwhile how far it is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TypeVar
 
 import anyio
 
+from buildd import protocol
 from ctl.failure import CtlError
 from ctl.mcp.fields import POLL_S
+from ctl.mcp.tool import Call
 
 T = TypeVar("T")
 
@@ -42,3 +44,8 @@ async def within(seconds: float, work: Callable[[], Awaitable[T]], tell: Callabl
     if failure is not None:
         raise failure
     return result
+
+
+async def newest_event(call: Call) -> int:
+    """Where to go on with events.poll: asked before the state is looked at, so that no change of it is missed."""
+    return (await call.daemon.call("events.poll", protocol.PollParams(after=-1), protocol.PollResult)).next

@@ -15,17 +15,15 @@ from mcp import Client
 from mcp.types import CallToolResult, TextContent
 
 from buildd.errors import Busy, NotPermitted, Refused
-from ctl.mcp import builds, maps, reading, repositories
 from ctl.mcp.daemon import Daemon
 from ctl.mcp.fields import following, moment, page
 from ctl.mcp.server import make_server
 from ctl.mcp.tool import Answer, Arguments, Call, Progress, Tool, tool
-
-ALL = (*repositories.TOOLS, *maps.TOOLS, *reading.TOOLS, *builds.TOOLS)
+from ctl.mcp.tools import TOOLS
 
 
 @asynccontextmanager
-async def connected(peer: Peer, *, tools: Sequence[Tool] = ALL, answer_s: float = 10.0) -> AsyncIterator[Client]:
+async def connected(peer: Peer, *, tools: Sequence[Tool] = TOOLS, answer_s: float = 10.0) -> AsyncIterator[Client]:
     """A client of tools that ask the peer, in this process."""
     failure: Exception | None = None
     async with Client(make_server(Daemon(peer.path, answer_s), tools)) as client:
@@ -93,7 +91,7 @@ async def test_an_answer_that_is_not_understood_and_a_fault_of_a_tool_are_errors
     peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer.raw_answers["daemon.status"] = b"what?"
-    async with connected(peer, tools=(*ALL, faulty)) as client:
+    async with connected(peer, tools=(*TOOLS, faulty)) as client:
         assert "is not understood" in await error_of(client, "get_daemon_status")
         assert "internal error in faulty: ZeroDivisionError" in await error_of(client, "faulty")
     assert "ZeroDivisionError" in caplog.text

@@ -16,9 +16,9 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
 
-from ctl.mcp import builds, maps, reading, repositories
 from ctl.mcp.daemon import Daemon as McpDaemon
 from ctl.mcp.server import make_server
+from ctl.mcp.tools import TOOLS
 
 Report = tuple[float, float | None, str | None]
 
@@ -90,8 +90,7 @@ async def connected(daemon: Daemon, *options: str, mode: str = "auto") -> AsyncI
 @asynccontextmanager
 async def directly(daemon: Daemon) -> AsyncIterator[Session]:
     """A session with the tools in this process."""
-    tools = (*repositories.TOOLS, *maps.TOOLS, *reading.TOOLS, *builds.TOOLS)
-    async with _session(Client(make_server(McpDaemon(str(daemon.socket)), tools))) as session:
+    async with _session(Client(make_server(McpDaemon(str(daemon.socket)), TOOLS))) as session:
         yield session
 
 

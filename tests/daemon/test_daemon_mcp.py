@@ -88,6 +88,7 @@ async def test_tools_have_descriptions_schemas_and_hints(daemon: Daemon, mode: s
 async def test_a_server_that_only_looks_has_no_other_tools(daemon: Daemon) -> None:
     async with connected(daemon, "--read-only") as session:
         assert {tool.name for tool in (await session.client.list_tools()).tools} == LOOKING
+        assert "only looks" in str(session.client.instructions)
         assert "there is no tool clone_repo" in await session.error("clone_repo", repo="x")
 
 
