@@ -292,6 +292,7 @@ class RefreshAnswer(Answer, frozen=True, kw_only=True):
     """What became of a fetch."""
 
     status: Annotated[str, Meta(description="refreshed: it is done. fetching: it goes on in the background.")]
+    changed: Annotated[bool | None, Meta(description="Whether a branch or tag differs from before; null until done.")]
     repository: RepositoryState
     transfer: Transfer | None
     next_step: NextStep
@@ -301,19 +302,20 @@ class RefreshAnswer(Answer, frozen=True, kw_only=True):
 async def refresh_repo(call: Call, args: RefreshArguments) -> RefreshAnswer:
     """Fetch a cloned repository from its server, so that branches and commits that are new there can be read and built.
     Waits up to `wait_seconds`; a fetch that takes longer goes on in the background."""
-    params = protocol.RepoParams(repo=absolute(args.repo))
+    params = protocol.RefreshParams(repo=absolute(args.repo), if_changed=True)
 
     async def tell() -> None:
         await _tell(call, (await _look(call, args.repo))[1])
 
     done = await within(
         max(args.wait_seconds, _LEAST_FETCH_S),
-        lambda: call.daemon.call("repo.refresh", params, Repository, hold=None),
+        lambda: call.daemon.call("repo.refresh", params, protocol.RefreshResult, hold=None),
         tell,
     )
     found, transfer = await _look(call, args.repo)
     return RefreshAnswer(
         status="fetching" if done is None else "refreshed",
+        changed=None if done is None else done.changed,
         repository=_state(found),
         transfer=transfer,
         next_step=_next_step(found, transfer),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -59,9 +58,8 @@ LONG_S = 300
 # --- what a client is told --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_tools_have_descriptions_schemas_and_hints(daemon: Daemon, mode: str) -> None:
-    async with connected(daemon, mode=mode) as session:
+async def test_tools_have_descriptions_schemas_and_hints(daemon: Daemon) -> None:
+    async with connected(daemon) as session:
         tools = {tool.name: tool for tool in (await session.client.list_tools()).tools}
         assert session.client.instructions is not None
         assert "wait_seconds" in session.client.instructions
@@ -116,7 +114,9 @@ async def test_a_repository_is_cloned_in_the_background_looked_at_refreshed_and_
         assert branches["branches"] == [{"name": "main", "commit": first, "head": True}]
 
         second = repository.write("src/main.c", "int main(void) { return 1; }\n").commit()
-        assert (await session.answer("refresh_repo", repo=url))["status"] == "refreshed"
+        refreshed = await session.answer("refresh_repo", repo=url)
+        assert (refreshed["status"], refreshed["changed"]) == ("refreshed", True)
+        assert (await session.answer("refresh_repo", repo=url))["changed"] is False
         branches = await session.answer("list_repository_branches", repo=url)
         assert branches["branches"][0]["commit"] == second
 
@@ -188,11 +188,11 @@ def things(repository: RecipeRepository) -> RecipeRepository:
     return repository
 
 
-async def test_a_map_is_made_when_asked_for_and_answers_questions(
+async def test_a_map_is_made_when_asked_for_and_answers_questions_also_in_the_older_protocol(
     daemon: Daemon, things: RecipeRepository, git_server: GitServer
 ) -> None:
     url = git_server.url(things)
-    async with connected(daemon) as session:
+    async with connected(daemon, mode="legacy") as session:
         assert "clone_repo" in await session.error("get_source_repo_map", repo=url)
         await session.answer("clone_repo", repo=url, wait_seconds=30)
         first = await session.answer("get_source_repo_map", repo=url)
@@ -326,13 +326,21 @@ async def test_a_build_is_started_followed_and_read(daemon: Daemon, workspace: W
         log = await session.answer("get_build_log", run=run, package="base", offset=0)
         assert "begun" in log["text"]
         assert (log["state"], log["finished"]) == ("running", False)
+        more: list[dict[str, Any]] = []
+
+        async def read_on() -> None:
+            arguments = {"build": log["build"], "offset": log["next_offset"], "wait_seconds": LONG_S}
+            more.append(await session.answer("get_build_log", **arguments))
+
+        server = _server(daemon)
+        idle = _connections(server)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_open_when_asked, daemon, workspace.mark)
-            more = await session.answer(
-                "get_build_log", build=log["build"], offset=log["next_offset"], wait_seconds=LONG_S
-            )
-        assert "going on" in more["text"]
-        assert "\x1b" not in more["text"]
+            nursery.start_soon(read_on)
+            await trio.to_thread.run_sync(_until_it_waits, server, idle)
+            assert more == []
+            daemon.open_gate(workspace.mark)
+        assert "going on" in more[0]["text"]
+        assert "\x1b" not in more[0]["text"]
 
         ended = await session.answer("get_build_status", run=run, wait_seconds=LONG_S)
         assert (ended["state"], ended["finished"]) == ("failed", True)
@@ -349,14 +357,6 @@ async def test_a_build_is_started_followed_and_read(daemon: Daemon, workspace: W
         assert "phase build failed" in failed
         assert "was built" in await session.text("explain_build", package="base", run=run)
         assert (await session.answer("list_builds", limit=1))["runs"][0]["number"] == run
-
-
-async def _open_when_asked(daemon: Daemon, gate: str) -> None:
-    """Open a gate when somebody waits for the log of what stands there: the daemon counts requests as they come."""
-    before = daemon.status()["control"]["requests"]
-    while daemon.status()["control"]["requests"] <= before + 2:  # ours are among them
-        await trio.sleep(0.05)
-    daemon.open_gate(gate)
 
 
 async def test_a_build_is_cancelled(daemon: Daemon, workspace: Workspace) -> None:
@@ -376,13 +376,16 @@ async def test_giving_up_a_call_ends_the_waiting_and_not_the_build(daemon: Daemo
         run = (await session.answer("start_build", targets=[str(workspace)]))["number"]
         await trio.to_thread.run_sync(lambda: daemon.until_running(run, 1, saying="begun"))
         server = _server(daemon)
-        sockets = _connections(server)
-        with trio.move_on_after(0.5) as given_up:
-            await session.answer("get_build_status", run=run, wait_seconds=LONG_S)
-        assert given_up.cancelled_caught
-        await trio.to_thread.run_sync(
-            lambda: until(lambda: _connections(server) <= sockets, "the wait has let go of the daemon")
-        )
+        idle = _connections(server)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: session.answer("get_build_status", run=run, wait_seconds=LONG_S))
+            await trio.to_thread.run_sync(_until_it_waits, server, idle)
+            nursery.cancel_scope.cancel()
+        for _ in range(3):  # longer than any single poll of a wait
+            await trio.to_thread.run_sync(
+                lambda: until(lambda: _connections(server) <= idle, "the wait has let go of the daemon")
+            )
+            await trio.sleep(0.5)
         assert daemon.run(run).state == "building"
         daemon.open_gate(workspace.mark)
         assert (await session.answer("get_build_status", run=run, wait_seconds=LONG_S))["state"] == "completed"
@@ -396,7 +399,7 @@ async def test_calls_that_wait_hold_up_no_others(daemon: Daemon, workspace: Work
         answer = await session.answer("get_build_status", run=run, wait_seconds=LONG_S)
         states.append(answer["state"])
 
-    async with connected(daemon) as session:
+    async with directly(daemon) as session:
         run = (await session.answer("start_build", targets=[str(workspace)]))["number"]
         async with trio.open_nursery() as nursery:
             for _ in range(16):
@@ -487,18 +490,16 @@ async def test_a_daemon_that_is_away_is_said_to_be_and_found_again(boot: Boot, w
 # --- the process ------------------------------------------------------------------------------------------
 
 
-def _messages(*calls: tuple[str, dict[str, object]]) -> str:
-    """What a client of the older protocol writes: a handshake, and calls with ids from 1."""
-    about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-    lines: list[dict[str, object]] = [
-        {"id": 0, "method": "initialize", "params": about},
-        {"method": "notifications/initialized"},
-    ]
-    lines += [
-        {"id": number, "method": "tools/call", "params": {"name": name, "arguments": arguments}}
-        for number, (name, arguments) in enumerate(calls, 1)
-    ]
-    return "".join(json.dumps({"jsonrpc": "2.0", **line}) + "\n" for line in lines)
+def _message(**fields: object) -> str:
+    return json.dumps({"jsonrpc": "2.0", **fields}) + "\n"
+
+
+_ABOUT = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+_HANDSHAKE = _message(id=0, method="initialize", params=_ABOUT) + _message(method="notifications/initialized")
+
+
+def _call(tool: str, **arguments: object) -> str:
+    return _message(id=1, method="tools/call", params={"name": tool, "arguments": arguments})
 
 
 def _server(daemon: Daemon) -> int:
@@ -528,8 +529,19 @@ def _environ(path: Path) -> list[str]:
 
 def _connections(pid: int) -> int:
     """How many sockets a process has open."""
-    links = (os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink())
-    return sum(link.startswith("socket:") for link in links)
+    return sum(_link(path).startswith("socket:") for path in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:  # closed meanwhile
+        return ""
+
+
+def _until_it_waits(pid: int, idle: int) -> None:
+    """Wait until a server asks the daemon something; `idle` is how many sockets it has when it does not."""
+    until(lambda: _connections(pid) > idle, "the call waits")
 
 
 @pytest.mark.parametrize("ending", ["end of input", signal.SIGTERM, signal.SIGINT])
@@ -539,15 +551,17 @@ def test_it_ends_at_once_also_while_a_call_waits(
     workspace.compiled("held", first=f"echo begun; {daemon.at_gate(workspace.mark)}").commit()
     run = daemon.start(workspace)
     daemon.until_running(run, 1, saying="begun")
-    before = daemon.status()["control"]["requests"]
     process = daemon.buildctl_in_background("mcp", stdin=subprocess.PIPE)
     try:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(_messages(("get_build_status", {"run": str(run), "wait_seconds": LONG_S})))
+        process.stdin.write(_HANDSHAKE)
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["id"] == 0
-        until(lambda: daemon.status()["control"]["requests"] > before + 10, "the call waits")  # most are this one's
+        idle = _connections(process.pid)
+        process.stdin.write(_call("get_build_status", run=str(run), wait_seconds=LONG_S))
+        process.stdin.flush()
+        _until_it_waits(process.pid, idle)
         if isinstance(ending, str):
             process.stdin.close()
         else:
