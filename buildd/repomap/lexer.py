@@ -19,9 +19,9 @@ _LINE = rb"//[^\n]*+"
 _HASH = rb"\#[^\n]*+"
 _DOUBLE = rb'"[^"\\\n]*+(?:\\(?s:.)[^"\\\n]*+)*+"?'
 _SINGLE = _DOUBLE.replace(b'"', b"'")
-_BACKTICK = rb"`[^`\\]*+(?:\\(?s:.)[^`\\]*+)*+(?:`|\Z)"
+_BACKTICK = rb"`[^`\\]*+(?:\\(?s:.)[^`\\]*+)*+(?:`|\\?\Z)"
 _RAW_BACKTICK = rb"`[^`]*+(?:`|\Z)"
-_TRIPLE_DOUBLE = rb'"""[^"\\]*+(?:(?:\\(?s:.)|"(?!""))[^"\\]*+)*+(?:"""|\Z)'
+_TRIPLE_DOUBLE = rb'"""[^"\\]*+(?:(?:\\(?s:.)|"(?!""))[^"\\]*+)*+(?:"""|\\?\Z)'
 _TRIPLE_SINGLE = _TRIPLE_DOUBLE.replace(b'"', b"'")
 _TRIPLE_RAW = rb'"""[^"]*+(?:"(?!"")[^"]*+)*+(?:"""|\Z)'
 _CHARACTER = rb"'(?:\\[^\n'][^'\n]{0,10}|\\'|[^'\\\n]{1,4})'"
@@ -32,14 +32,14 @@ _SKIPPED = {
     "java": (_LINE, _BLOCK, _TRIPLE_DOUBLE, _DOUBLE, _CHARACTER),
     "kotlin": (_LINE, _BLOCK, _TRIPLE_RAW, _DOUBLE, _CHARACTER),
     "scala": (_LINE, _BLOCK, _TRIPLE_RAW, _DOUBLE, _CHARACTER),
-    "swift": (_LINE, _BLOCK, _TRIPLE_DOUBLE, rb'\#"[^"\n]*+(?:"(?!\#)[^"\n]*+)*+"\#', _DOUBLE),
+    "swift": (_LINE, _BLOCK, _TRIPLE_DOUBLE, rb'\#"[^"\n]*+(?:"(?!\#)[^"\n]*+)*+(?:"\#)?', _DOUBLE),
     "go": (_LINE, _BLOCK, _RAW_BACKTICK, _DOUBLE, _CHARACTER),
     "rust": (
         _LINE,
         _BLOCK,
         rb'\#\#"[^"]*+(?:"(?!\#\#)[^"]*+)*+(?:"\#\#|\Z)',
         rb'\#"[^"]*+(?:"(?!\#)[^"]*+)*+(?:"\#|\Z)',
-        rb'"[^"\\]*+(?:\\(?s:.)[^"\\]*+)*+(?:"|\Z)',
+        rb'"[^"\\]*+(?:\\(?s:.)[^"\\]*+)*+(?:"|\\?\Z)',
         _CHARACTER,
     ),
     "c": (_LINE, _BLOCK, rb'R"([^(\s\\]{0,16})\((?s:.)*?(?:\)\1"|\Z)', _DOUBLE, _CHARACTER),
@@ -49,8 +49,8 @@ _SKIPPED = {
         _LINE,
         _BLOCK,
         rb"\#(?!\[)[^\n]*+",
-        rb'"[^"\\]*+(?:\\(?s:.)[^"\\]*+)*+(?:"|\Z)',
-        rb"'[^'\\]*+(?:\\(?s:.)[^'\\]*+)*+(?:'|\Z)",
+        rb'"[^"\\]*+(?:\\(?s:.)[^"\\]*+)*+(?:"|\\?\Z)',
+        rb"'[^'\\]*+(?:\\(?s:.)[^'\\]*+)*+(?:'|\\?\Z)",
         rb"\?>[^<]*+(?:<(?!\?)[^<]*+)*+(?:<\?(?:php|=)?|\Z)",
     ),
     "lua": (
@@ -67,6 +67,8 @@ _SKIPPED = {
 }
 _SKIPPED |= {"typescript": _SKIPPED["javascript"], "tsx": _SKIPPED["javascript"], "cpp": _SKIPPED["c"]}
 
+_BEFORE = {"php": b"?>"}
+"""What a text begins as if it stood before it."""
 _WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]{2,}")
 _TEXT_WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]{3,}")
 _DIGITS = frozenset(b"0123456789")
@@ -150,7 +152,7 @@ def references(data: bytes, language: str) -> dict[bytes, int]:
     """How often each identifier occurs outside comments and strings; in plain text, each word."""
     skipped = _skipped(language)
     word = _WORD if language else _TEXT_WORD
-    counts = Counter(word.findall(data if skipped is None else skipped.sub(b" ", data)))
+    counts = Counter(word.findall(data if skipped is None else skipped.sub(b" ", _BEFORE.get(language, b"") + data)))
     keywords = _keywords(language)
     return {
         word: count
@@ -164,7 +166,7 @@ def lines_with(data: bytes, language: str, name: bytes) -> list[int]:
     if name not in data:
         return []
     skipped = _skipped(language)
-    code = data if skipped is None else skipped.sub(_only_newlines, data)
+    code = data if skipped is None else skipped.sub(_only_newlines, _BEFORE.get(language, b"") + data)
     word = re.compile(rb"(?<![A-Za-z0-9_\x80-\xff])" + re.escape(name) + rb"(?![A-Za-z0-9_\x80-\xff])")
     found, line, position = [], 1, 0
     for match in word.finditer(code):

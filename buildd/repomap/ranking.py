@@ -21,7 +21,7 @@ Ints = NDArray[np.integer]
 
 DAMPING = 0.85
 _TOLERANCE = 1e-7
-_MAX_ROUNDS = 100
+_MAX_ROUNDS = 300
 
 
 class Links(NamedTuple):

@@ -44,8 +44,8 @@ def pack(sections: Mapping[str, Any]) -> bytes:
         parts += [data, bytes(gap)]  # type: ignore[list-item]
         position += data.nbytes + gap
     head = msgspec.msgpack.encode(places)
-    head += b" " * (-(len(_MAGIC) + _HEAD.size + len(head)) % _ALIGNMENT)
-    return b"".join([_MAGIC, _HEAD.pack(len(head)), head, *parts])
+    start = len(_MAGIC) + _HEAD.size + len(head)
+    return b"".join([_MAGIC, _HEAD.pack(len(head)), head, bytes(-start % _ALIGNMENT), *parts])
 
 
 class Sections:
@@ -59,14 +59,13 @@ class Sections:
             self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if self._data[: len(_MAGIC)] != _MAGIC:
             raise DamagedMap(f"{path} is no index of a map")
-        self._base = len(_MAGIC) + _HEAD.size
-        end = self._base + _HEAD.unpack_from(self._data, len(_MAGIC))[0]
+        start = len(_MAGIC) + _HEAD.size
+        end = start + _HEAD.unpack_from(self._data, len(_MAGIC))[0]
         try:
-            head = bytes(self._data[self._base : end]).rstrip(b" ")
-            self._places = msgspec.msgpack.decode(head, type=dict[str, _Place])
+            self._places = msgspec.msgpack.decode(self._data[start:end], type=dict[str, _Place])
         except msgspec.MsgspecError as error:
             raise DamagedMap(f"{path}: {error}") from None
-        self._base = end
+        self._base = end + -end % _ALIGNMENT
 
     def __getitem__(self, name: str) -> memoryview:
         place = self._places.get(name)

@@ -25,23 +25,24 @@ _BINDINGS = "tree_sitter_language_pack.bindings"
 _MAX_SIGNATURE = 240
 _LOOK_BYTES = 1000
 _PREFIXES = {
-    "type_spec": "type ",
-    "type_alias": "type ",
-    "const_spec": "const ",
-    "var_spec": "var ",
-    "const_element": "const ",
+    ("go", "type_spec"): "type ",
+    ("go", "type_alias"): "type ",
+    ("go", "const_spec"): "const ",
+    ("go", "var_spec"): "var ",
+    ("php", "const_element"): "const ",
 }
+"""What stands before several of a kind."""
 _VALUES = ("variable", "constant", "property", "macro", "type")
 _BODIES = ("function_body", "class_body", "enum_class_body")
 """Nodes that are bodies where the grammar has no field for them."""
-_LEADING = re.compile(r"(?:@[\w.:]+|#?\[)\s*")
+_LEADING = re.compile(r"(?:@(?!interface\b)[\w.:]+|#?\[)\s*")
 _BRACKETS = {"(": re.compile(r"[()]"), "[": re.compile(r"[\[\]]")}
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _HASH_COMMENT = re.compile(r"(?:^|\s)#[^\n]*")
 _AIR = re.compile(r"(?<=[(\[]) |,? ([)\]])")
 """What is left of line breaks within brackets."""
-_BEGINNING = re.compile(r"(?:\s*(?:[{;:=]|=>))+$")
-"""What a body begins with."""
+_BEGINNING = re.compile(r"(?:\s*(?:[{;:=]|=>|(?<=[)\s;])end))+$")
+"""What a body begins with, or what follows an empty one."""
 _NAME_END = re.compile(r"[<\[({\s]")
 
 
@@ -152,7 +153,9 @@ def _signature(data: bytes, node: Node, kind: str, language: str) -> str:
     if text[:1] in "@[#":
         text = _without_annotations(text)
     if body is None:
-        if kind in _VALUES:
+        if node.type == "macro_definition":
+            text = text.partition("{")[0].partition("(")[0]
+        elif kind in _VALUES:
             text = text.lstrip().partition("\n")[0].rstrip("\\ \t\r")
         elif kind in TYPES or kind == "namespace":
             text, brace, _ = text.partition("{")
@@ -160,7 +163,9 @@ def _signature(data: bytes, node: Node, kind: str, language: str) -> str:
     if "\n" in text:
         text = (_HASH_COMMENT if language in ("python", "ruby", "bash") else _COMMENT).sub(" ", text)
     text = _AIR.sub(r"\1", " ".join(text.split()))
-    text = _PREFIXES.get(node.type, "") + (text.rstrip(" {;") if kind in _VALUES else _BEGINNING.sub("", text))
+    text = _PREFIXES.get((language, node.type), "") + (
+        text.rstrip(" {;") if kind in _VALUES else _BEGINNING.sub("", text)
+    )
     if node.type == "variable_declarator" and node.parent is not None:
         text = _text(data, node.parent.start_byte, node.parent.start_byte + 10).split()[0] + " " + text
     if cut or len(text) > _MAX_SIGNATURE:
