@@ -108,7 +108,7 @@ class Cache:
                 if surplus <= 0:
                     break
             self._write([("DELETE FROM blobs WHERE key = ?", gone)])
-        self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+        self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would free a single page
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _careful(self, action: Callable[[], _Result], otherwise: _Result) -> _Result:

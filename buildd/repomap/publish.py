@@ -18,9 +18,9 @@ from buildd.repos.trees import RawEntry
 
 _encode = msgspec.json.Encoder().encode
 _CTAGS_HEAD = (
+    b"!_TAG_FILE_ENCODING\tutf-8\t//\n"
     b"!_TAG_FILE_FORMAT\t2\t/extended format/\n"
     b"!_TAG_FILE_SORTED\t1\t/0=unsorted, 1=sorted, 2=foldcase/\n"
-    b"!_TAG_FILE_ENCODING\tutf-8\t//\n"
     b"!_TAG_PROGRAM_NAME\tbuildd\t//\n"
 )
 
