@@ -178,7 +178,6 @@ class Daemon:
             cookie={DAEMON_COOKIE: instance},
         )
         map_records.restore_from(maps.list)
-        clones.on_changed = maps.changed
         tools = BuildTools(
             config=self.config,
             sandbox=sandbox,

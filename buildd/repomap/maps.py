@@ -160,6 +160,10 @@ class Maps:
         for path in self._incoming.iterdir():
             remains.discard(path)
         folders = [path for path in self._root.iterdir() if path.is_dir() and path != self._incoming]
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if there is nothing in it any more
+        folders = [folder for folder in folders if folder.is_dir()]
         return {path for folder in folders for path in folder.iterdir()}
 
     # --- questions ----------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ _STAYS = re.compile(
             r"cache/snapshots/[0-9a-f]{24}\.git(/.*)?",
             r"cache/distfiles/[0-9a-f]{64}",
             r"cache/discoveries/[0-9a-f]{32}\.revision",
+            r"cache/maps(/\.incoming|/blobs\.db(-wal|-shm|\.lock)?)?",
+            r"cache/maps/[^./][^/]*-[0-9a-f]{12}\.git(/[0-9a-f]{40}(/[^./][^/]*)?)?",
             r"run/control\.sock",
         )
     )

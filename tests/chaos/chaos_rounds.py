@@ -42,6 +42,8 @@ EVENTS: dict[str, Match] = {
     "a clone begins": lambda e: e["kind"] == "clone_started",
     "a clone goes on": lambda e: e["kind"] == "clone_progress",
     "a clone is there": lambda e: e["kind"] in ("clone_completed", "repo_refreshed"),
+    "a map is begun": lambda e: e["kind"] == "map_started",
+    "a map is there": lambda e: e["kind"] == "map_completed",
     "something is cancelled": lambda e: e["kind"] == "run_cancel_requested",
 }
 
@@ -108,7 +110,7 @@ class Deeds:
         for _ in range(min(room, rng.choice((1, 1, 2, 3)))):
             self._start()
         often = (self._clone, self._collect, self._collect, self._cancel, self._pin, self._verify, self._export)
-        others = (self._refresh, self._check, self._clone_nothing, self._reload)
+        others = (self._refresh, self._check, self._clone_nothing, self._reload, self._map, self._map)
         for deed in rng.sample((*often, *others), rng.randint(1, 4)):
             deed()
 
@@ -251,6 +253,15 @@ class Deeds:
         place: Place = self._world.shared
         self._ask("refresh", lambda: self._call("repo.refresh", {"repo": place.target}))
 
+    def _map(self) -> None:
+        place = self._rng.choice((self._world.local, self._world.shared))
+        method, options = self._rng.choice(
+            (("map.get", {}), ("map.get", {"timeout": 1}), ("map.request", {"again": True}))
+        )
+        self._ask(f"{method} {place.target}", lambda: self._call(method, {"repo": place.target, **options}))
+        if self._rng.random() < 0.2:
+            self._ask("cancel maps", lambda: self._call("map.cancel", {"repo": place.target}))
+
     def _check(self) -> None:
         self._ask("check the database", self._check_database)
 
@@ -378,6 +389,7 @@ class Chaos:
         answer = self.daemon.call("db.verify")
         assert answer["ok"], answer
         assert answer["stale_builds"] == 0
+        assert [m for m in self.daemon.call("map.list")["maps"] if m["status"] == "building"] == []
         known = {repository["url"] for repository in self.daemon.call("repo.list")["repositories"]}
         assert known >= self.ledger.clones
 
@@ -397,6 +409,10 @@ class Chaos:
                 self.daemon.call("repo.cancel", {"repo": repository["url"]})
             except RpcError:
                 pass  # nothing is being cloned
+            try:
+                self.daemon.call("map.cancel", {"repo": repository["url"]})
+            except RpcError:
+                pass  # no map is being made
         self._check_idle()
         self.counts["rests"] += 1
 
