@@ -147,6 +147,8 @@ class DaemonStatus(Struct, frozen=True, kw_only=True):
     paused: str
     """Why no builds are started for want of room on a disk; empty when they are."""
     clones: tuple[ActiveClone, ...]
+    maps: tuple[RepoMapStatus, ...] = ()
+    """Those that wait or are being made."""
     resources: DaemonResources
     control: ControlCounts
     state_dir: str

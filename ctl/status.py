@@ -56,6 +56,9 @@ def readable(status: Section) -> list[str]:
             f"{progress.count('received_objects')} of {progress.count('total_objects')} objects, "
             f"{size(progress.number('received_bytes'))}"
         )
+    for made in status.sections("maps"):
+        of = f" {made.count('done')} of {plural(made.count('total'), 'file')}" if made.count("total") else ""
+        lines.append(f"  map        {made.word('repository')}: {made.word('stage')}{of}")
     lines += [f"  note       {reason}" for reason in status.words("reasons")]
     return lines
 

@@ -1,11 +1,11 @@
-"""What is above the table: the daemon, what is wrong, the machine, the workers, clones; what matters most first."""
+"""What is above the table: the daemon, what is wrong, the machine, workers, clones, maps; what matters most first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 
-from buildd.protocol import ActiveClone, Sample
+from buildd.protocol import ActiveClone, RepoMapStatus, Sample
 from ctl.text import cells, clock, duration, plural, size
 from ctl.top.gauges import bar, curve, places
 from ctl.top.lines import Line, Span, Style, View, padded, width_of
@@ -33,6 +33,7 @@ def overview(
 ) -> list[Line]:
     lines = [_title(scene, view, trouble, held), *_alarms(scene, view, trouble), *_gauges(scene, view)]
     lines += [_clone(clone, view) for clone in scene.status.clones[:clones]]
+    lines += [_map(status, view) for status in scene.status.maps[:clones]]
     reasons = scene.status.reasons
     lines += [(Span(view.glyphs.harmless(reason), "dim"),) for reason in reasons[:notes]]
     return lines
@@ -169,6 +170,11 @@ def _short(count: int) -> str:
     if count < 1000:
         return str(count)
     return f"{count / 1000:.0f}k" if count < 999_500 else f"{count / 1e6:.1f}M"
+
+
+def _map(status: RepoMapStatus, view: View) -> Line:
+    of = f" {status.done} of {plural(status.total, 'file')}" if status.total else ""
+    return (_label("map"), Span(view.glyphs.harmless(f"{status.repository}  {status.stage}{of}")))
 
 
 def _clone(clone: ActiveClone, view: View) -> Line:

@@ -141,6 +141,8 @@ class _Records:
         repositories = [json.loads(record) for (record,) in daemon.rows("SELECT record FROM repositories")]
         cloned = [Path(r["path"]) for r in repositories if r["clone_status"]["status"] == "cloned"]
         self._clones = {path.name for path in cloned if path.parent == daemon.cache_dir / "repos"}
+        maps = [json.loads(record) for (record,) in daemon.rows("SELECT record FROM maps")]
+        self._maps = {Path(m["output_path"]) for m in maps if m["status"] == "complete"}
         self._spares: set[str] = set()
         self._keepsakes: set[str] = set()
 
@@ -157,6 +159,8 @@ class _Records:
             (build is None or build in self._builds)
             and (output is None or output in self._outputs)
             and (clone is None or (clone in self._clones and _HALF_MADE.search(path) is None))
+            and (match["mapped"] is None or match["mapped"] in {path.parent.name for path in self._maps})
+            and (match["map"] is None or match["map"] in {path.name for path in self._maps})
             and len(self._spares) <= SPARES
             and len(self._keepsakes) <= KEEPSAKES
         )
@@ -172,6 +176,7 @@ _RECORD = re.compile(
     | state/work/(?P<spare>\.spare-[0-9]+)(/(src|build|dest|home|tmp))?
     | cache/discoveries(/(?P<keepsake>[0-9a-f]+)\.revision)?
     | cache/repos/(?P<clone>[^/]+\.git)(/.*)?
+    | cache/maps/(?P<mapped>[^/]+\.git)(/(?P<map>[0-9a-f]{40})(/.*)?)?
     """,
     re.VERBOSE,
 )

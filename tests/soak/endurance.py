@@ -34,6 +34,7 @@ MOST_GROWTH = 1.10
 SETTINGS: dict[str, object] = {
     "workers.max_concurrent_builds": 8,
     "workers.max_concurrent_clones": 4,
+    "maps.automatic": "true",
     "repos.idle_timeout": "10min",
     "daemon.shutdown_grace": "0s",
     "sandbox.readonly_paths": "[]",  # so that work directories are used again
@@ -147,7 +148,7 @@ def quiet(daemon: Daemon) -> Census:
 
 def _is_idle(daemon: Daemon) -> bool:
     status = daemon.status()
-    return not (status["runs"]["active"] or status["builds"]["running"] or status["clones"])
+    return not (status["runs"]["active"] or status["builds"]["running"] or status["clones"] or status["maps"])
 
 
 def fill_journal(daemon: Daemon) -> None:

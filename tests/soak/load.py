@@ -118,7 +118,13 @@ class Load:
                 self._daemon.call("repo.cancel", {"repo": url})
             until(lambda url=url: self._clone_state(url) != "cloning", f"the clone of {url} ends", within=_WITHIN_S)
             assert self._clone_state(url) == ("cloned" if end == "cloned" else "failed")
+            if url == next(iter(ends)):  # the maps of the others are stopped when they are deleted
+                until(lambda url=url: self._map_state(url) == "complete", f"{url} is mapped", within=_WITHIN_S)
             self._delete(url)
+
+    def _map_state(self, url: str) -> str:
+        made = self._daemon.call("repo.status", {"repo": url})["repo_map_status"]
+        return str(made["status"]) if made else ""
 
     def _clone_state(self, url: str) -> str:
         return str(self._daemon.call("repo.status", {"repo": url})["clone_status"]["status"])

@@ -57,6 +57,7 @@ async def status(services: Services, params: Empty, peer: Peer) -> DaemonStatus:
             )
             for c in services.clones.active()
         ),
+        maps=tuple(services.maps.active),
         resources=read_daemon(),
         control=ControlCounts(requests=requests, dropped=dropped),
         state_dir=config.daemon.state_dir,
