@@ -24,8 +24,8 @@ from buildd.repomap.wire import BuildRequest, Built, Progress
 from buildd.repos.trees import EXECUTABLE, FILE, LINK, GitStore, RawEntry
 
 _KEPT_AT_ONCE = 256
-_NOT_KEPT = frozenset({"missing", "too_large"})
-"""Said about a repository or a configuration, not about a blob."""
+_NOT_KEPT = frozenset({"missing", "too_large", "crashed"})
+"""Said about a repository, a configuration or perhaps a machine, not about a blob."""
 _MAX_ATTRIBUTES_BYTES = 1 << 18
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 

@@ -12,8 +12,9 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,12 +50,13 @@ class Cache:
         todo = list(tasks)
         for start in range(0, len(todo), _TASKS_AT_ONCE):
             some = {self._key(task): task for task in todo[start : start + _TASKS_AT_ONCE]}
-            for key, record in self._careful(lambda some=some: self._find(list(some)), []):  # type: ignore[misc]
+            none: list[tuple[bytes, bytes]] = []
+            for key, record in self._careful(partial(self._find, list(some)), none):
                 yield some[key], record
 
     def keep(self, records: list[tuple[Task, bytes]]) -> None:
         rows = [(self._key(task), self._today, record) for task, record in records]
-        self._careful(lambda: self._write([("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", rows)]), None)
+        self._careful(lambda: self._write("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", rows), None)
 
     def prune(self, max_bytes: int) -> None:
         """Take out the least recently used until the database has no more than `max_bytes`."""
@@ -70,16 +72,13 @@ class Cache:
         rows = self._connection.execute(f"SELECT key, record, used FROM blobs WHERE key IN ({marks})", keys).fetchall()
         old = [(self._today, key) for key, _, used in rows if used < self._today]
         if old:
-            self._write([("UPDATE blobs SET used = ? WHERE key = ?", old)])
+            self._write("UPDATE blobs SET used = ? WHERE key = ?", old)
         return [(key, record) for key, record, _ in rows]
 
-    def _write(
-        self, statements: list[tuple[str, list[tuple[object, ...]]]] | list[tuple[str, list[tuple[int, bytes]]]]
-    ) -> None:
+    def _write(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            for sql, rows in statements:
-                self._connection.executemany(sql, rows)
+            self._connection.executemany(sql, rows)
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
@@ -101,13 +100,13 @@ class Cache:
             ).fetchall()
             if not rows:
                 break
-            gone: list[tuple[object, ...]] = []
+            gone: list[tuple[bytes]] = []
             for key, size in rows:
                 gone.append((key,))
                 surplus -= size
                 if surplus <= 0:
                     break
-            self._write([("DELETE FROM blobs WHERE key = ?", gone)])
+            self._write("DELETE FROM blobs WHERE key = ?", gone)
         self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would free a single page
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 

@@ -43,7 +43,7 @@ def sort_out(data: bytes) -> Reason | None:
 def as_utf8(data: bytes) -> bytes | None:
     """The text in UTF-8, whatever it was in; None when it is no text after all.
 
-    What is neither UTF-8 nor UTF-16 is taken for Latin-1: the letters of identifiers are ASCII in nearly every encoding.
+    What is neither UTF-8 nor UTF-16 is taken for Latin-1: letters of identifiers are ASCII in nearly every encoding.
     """
     if data.isascii():
         return data

@@ -102,7 +102,7 @@ def graph_of(
     name_hash: NDArray[np.uint64],
     family: NDArray[np.uint8],
 ) -> tuple[Graph, NDArray[np.uint32], NDArray[np.uint32]]:
-    """And what is named and nowhere defined: the lower half of each word's hash, and how many of these each file has."""
+    """And what is named and nowhere defined: the lower half of each word's hash, and how many each file has."""
     files = len(records)
     weights = np.frombuffer(b"".join(record.weights for record in records if record is not None), U8)
     name_weight = np.zeros(len(name_hash), U8)
@@ -181,7 +181,7 @@ def _edges(
             record = records[stop]
             size += len(record.words) // 8 if record is not None else 0
             stop += 1
-        some = [record for record in records[start:stop]]
+        some = records[start:stop]
         lengths = np.array([len(record.words) // 8 if record is not None else 0 for record in some], np.intp)
         file = np.repeat(np.arange(start, stop, dtype=U32), lengths)
         words = np.frombuffer(b"".join(record.words for record in some if record is not None), U64)
@@ -217,7 +217,8 @@ def _base(definitions: Definitions, weights: NDArray[np.uint8], name_hash: NDArr
     weight = _KIND_WEIGHTS[definitions.kind] * np.where(definitions.outer >= 0, 0.3, 1.0) * np.sqrt(weights / 16)
     weight[(name_hash[definitions.name] == U64(word_hash(b"main"))) & (definitions.outer < 0)] *= _MAIN_FACTOR
     total = np.bincount(definitions.file, weight, files)[definitions.file]
-    return np.divide(weight, total, out=np.zeros(len(weight)), where=total > 0)
+    shares: Floats = np.divide(weight, total, out=np.zeros(len(weight)), where=total > 0)
+    return shares
 
 
 class Scores(NamedTuple):

@@ -1,4 +1,4 @@
-"""A published map, as questions see it: columns that are mapped from the index, definitions that are read one by one."""
+"""A published map, as questions see it: columns mapped from the index, definitions that are read one by one."""
 
 from __future__ import annotations
 

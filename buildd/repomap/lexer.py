@@ -168,7 +168,8 @@ def lines_with(data: bytes, language: str, name: bytes) -> list[int]:
     skipped = _skipped(language)
     code = data if skipped is None else skipped.sub(_only_newlines, _BEFORE.get(language, b"") + data)
     word = re.compile(rb"(?<![A-Za-z0-9_\x80-\xff])" + re.escape(name) + rb"(?![A-Za-z0-9_\x80-\xff])")
-    found, line, position = [], 1, 0
+    found: list[int] = []
+    line, position = 1, 0
     for match in word.finditer(code):
         line += code.count(b"\n", position, match.start())
         position = match.start()

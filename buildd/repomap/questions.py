@@ -1,6 +1,7 @@
 """Answers from a published map: the text, definitions, references, files.
 
-The text without focus and mentions needs no calculation, so numpy is imported by those that rank again only.
+Most questions need neither numpy nor git, whose imports take longer than the answers: they are imported where they are
+needed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildd.errors import NotFound
-from buildd.repomap import lexer, roles
-from buildd.repomap.contents import as_utf8
+from buildd.repomap import roles
 from buildd.repomap.index import MapIndex
 from buildd.repomap.languages import NAMES
 from buildd.repomap.outline import Line, Outline, outline
@@ -31,7 +31,6 @@ from buildd.repomap.wire import (
     Text,
     TextRequest,
 )
-from buildd.repos.trees import GitStore
 
 if TYPE_CHECKING:
     from buildd.repomap.reranking import Reranked
@@ -44,14 +43,19 @@ _PATTERN = re.compile(r"[*?\[]")
 
 def text(request: TextRequest) -> Text:
     with MapIndex(request.source.directory) as index:
-        if not request.focus and not request.mention:
-            made, unknown = ranked_text(index, request.tokens), ()
-        else:
+        again = None
+        if request.focus or request.mention:
             from buildd.repomap.reranking import rerank
 
             again = rerank(index, request.focus, request.mention)
-            made, unknown = ranked_text(index, request.tokens, again), again.unknown
-        return Text(text=made.text, tokens=made.tokens, files=made.files, definitions=made.definitions, unknown=unknown)
+        made = ranked_text(index, request.tokens, again)
+        return Text(
+            text=made.text,
+            tokens=made.tokens,
+            files=made.files,
+            definitions=made.definitions,
+            unknown=again.unknown if again is not None else (),
+        )
 
 
 def ranked_text(index: MapIndex, tokens: int, again: Reranked | None = None) -> Outline:
@@ -129,6 +133,10 @@ def _files_below(paths: Sequence[str], path: str) -> set[int]:
 
 
 def refs(request: RefsRequest) -> Refs:
+    from buildd.repomap import lexer
+    from buildd.repomap.contents import as_utf8
+    from buildd.repos.trees import GitStore
+
     with MapIndex(request.source.directory) as index:
         definitions = (
             _matching(index, request.name, "", "") if request.name and not _PATTERN.search(request.name) else []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from buildd.repomap import graph as graphs
+from buildd.repomap import graph as graphs, ranking
 from buildd.repomap.graph import Graph
 from buildd.repomap.index import MapIndex
 from buildd.repomap.records import word_hash
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 _MENTIONED = 10.0
 _FOCUS_NAMING = 20.0
@@ -57,7 +59,7 @@ def rerank(index: MapIndex, focus: Sequence[str], mention: Sequence[str]) -> Rer
             unknown.append(path)
     chosen = sorted(focused)
     if chosen:
-        teleport *= (1 - _FOCUS_TELEPORT) / max(float(teleport.sum()), 1e-300)
+        teleport = (1 - _FOCUS_TELEPORT) * ranking.normalised(teleport)
         teleport[chosen] += _FOCUS_TELEPORT / len(chosen)
         naming[chosen] = _FOCUS_NAMING
     scores = graphs.score(graph, file, role, teleport, name_factor, naming)
@@ -116,5 +118,5 @@ def _graph(index: MapIndex) -> Graph:
     )
 
 
-def _array(index: MapIndex, name: str, kind: type[np.generic]) -> NDArray[np.generic]:
+def _array(index: MapIndex, name: str, kind: type[_Number]) -> NDArray[_Number]:
     return np.frombuffer(index.sections[name], kind)

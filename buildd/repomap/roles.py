@@ -16,8 +16,8 @@ WEIGHTS = (1.0, 0.05, 0.02, 0.05, 0.1, 0.1, 0.2)
 _DIRECTORIES = {
     VENDORED: """vendor vendored _vendor third_party third-party thirdparty 3rdparty 3rd-party node_modules
         bower_components godeps external externals extern site-packages""",
-    TEST: """test tests testing spec specs __tests__ __mocks__ testdata test_data test-data testfixtures fixtures e2e mock
-        mocks testsuite integrationtest unittest functionaltest androidtest commontest jvmtest iostest testutil testutils
+    TEST: """test tests testing spec specs __tests__ __mocks__ testdata test_data test-data testfixtures fixtures e2e
+        mock mocks testsuite integrationtest unittest functionaltest androidtest commontest jvmtest iostest testutil testutils
         test_utils test-utils""",
     EXAMPLE: """example examples sample samples demo demos tutorial tutorials playground quickstart benchmark benchmarks
         benches bench jmh-benchmarks""",

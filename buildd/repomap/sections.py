@@ -1,7 +1,7 @@
 """A file of named sections, each with a checksum: read by mapping it, so that a question touches what it needs.
 
-Layout: magic, length of the head (uint32), the head (MessagePack: name to place, length and CRC-32), sections aligned to
-eight bytes. In the byte order of the machine, for it is read where it was written.
+Layout: magic, length of the head (uint32), the head (MessagePack: name to place, length and CRC-32), sections aligned
+to eight bytes. In the byte order of the machine, for it is read where it was written.
 """
 
 from __future__ import annotations

@@ -95,12 +95,10 @@ def definitions(data: bytes, language: str) -> list[Definition]:
     tree = tags.parser.parse(data)
     found: dict[int, tuple[int, Node, Node, Node | None]] = {}
     for pattern, captures in tags.cursor.matches(tree.root_node):
-        name = captures["name"][0]
-        start = name.start_byte
-        if start in found and found[start][0] <= pattern:
-            continue
-        scope = captures.get("scope")
-        found[start] = pattern, captures[tags.kinds[pattern]][0], name, scope[0] if scope else None
+        named, scopes = captures["name"][0], captures.get("scope")
+        start = named.start_byte
+        if start not in found or pattern < found[start][0]:
+            found[start] = pattern, captures[tags.kinds[pattern]][0], named, scopes[0] if scopes else None
     rows = sorted((node.start_byte, -node.end_byte, start) for start, (_, node, _, _) in found.items())
     result: list[Definition] = []
     open_ones: list[tuple[int, int]] = []  # end byte, number in result
@@ -226,7 +224,7 @@ def tag_members(definition: Definition) -> bytes:
 
 
 def ctags_fields(definition: Definition, outer: Definition | None) -> bytes:
-    """A line of a ctags file from behind the path, as Universal Ctags writes it with `--excmd=number --fields=+neKS`."""
+    """A line of a ctags file from behind the path, as Universal Ctags writes it (`--excmd=number --fields=+neKS`)."""
     name, kind, line, end_line, _, parent, signature = definition
     fields = f'\t{line};"\t{kind}\tline:{line}'
     if parent:

@@ -83,7 +83,7 @@ def test_what_is_left_out_is_listed_with_its_reason(repository: Repository) -> N
         "module": "submodule",
     }
     assert made.left_out() == expected
-    assert made.built.left_out == {reason: 1 for reason in expected.values()}
+    assert made.built.left_out == dict.fromkeys(expected.values(), 1)
     assert made.built.mapped == made.built.files - len(expected) == 3
     assert {tag.name for tag in made.tags().tags} == {"fine", "latin_one"}
     assert made.files().total == 3
@@ -152,7 +152,8 @@ def test_questions_about_references(repository: Repository) -> None:
     repository.commit(
         SOURCES
         | {
-            "use.py": '# make_thing_3 in a comment\ns = "make_thing_3"\nif True:\n    make_thing_3(  make_thing_3 )\nprint(undefined_name)\n',
+            "use.py": '# make_thing_3 in a comment\ns = "make_thing_3"\nif True:\n    make_thing_3(  make_thing_3 )\n'
+            "print(undefined_name)\n",
             "lang.go": "package x\nvar x = make_thing_3\n",
         }
     )

@@ -76,7 +76,8 @@ REFERENCES = {
     "swift": ('foo("no1") + #"no2 "no3""# + bar // no4\n"""\nno5\n"""\nbaz', "foo bar baz"),
     "go": ("foo('\\'') + `no1\nno2` + \"no3\" + bar // no4\n", "foo bar"),
     "rust": (
-        "foo::<'a>('x', b'\\'') + r#\"no1 \"no2\" \"# + \"no3\nno4\" + bar /* no5 */ // no6\nfn baz<'long>(q: &'long T2)",
+        "foo::<'a>('x', b'\\'') + r#\"no1 \"no2\" \"# + \"no3\nno4\" + bar /* no5 */ // no6\n"
+        "fn baz<'long>(q: &'long T2)",
         "foo bar baz long T2",
     ),
     "c": ('foo(\'"\') + "no1\\\nno2" + bar; // no3\n/* no4 */ baz', "foo bar baz"),

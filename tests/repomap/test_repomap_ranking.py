@@ -164,7 +164,8 @@ def test_a_file_has_a_role_by_its_path(path: str, role: str) -> None:
 def test_git_attributes_decide_about_roles(repository: Repository) -> None:
     repository.commit(
         {
-            ".gitattributes": "ours/** linguist-vendored\nvendor/mine.py -linguist-vendored\n*.gen.py linguist-generated=true\n",
+            ".gitattributes": "ours/** linguist-vendored\nvendor/mine.py -linguist-vendored\n"
+            "*.gen.py linguist-generated=true\n",
             "sub/.gitattributes": "made/* linguist-generated\n",
             "ours/deep/a.py": "x = 1\n",
             "vendor/mine.py": "x = 1\n",
