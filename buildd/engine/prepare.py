@@ -272,9 +272,9 @@ class Planner:
         """Normalised URLs of the repositories that targets name, as far as they are known."""
         found = set()
         for text in targets:
-            target = parse_target(text)
-            if not target.local:
-                with suppress(BuilddError):
+            with suppress(BuilddError):
+                target = parse_target(text)
+                if not target.local:
                     found.add(self._clones.find(target.repo).url)
         return found
 

@@ -99,7 +99,9 @@ class Caretaker:
         """Do what is due, and say how long there is nothing to do."""
         await self._clones.make_room()
         settings = self._config().repos
-        found = next_refresh(self._clones.list(), self._clock(), settings, self._failures)
+        busy = {job.url for job in self._clones.active()}
+        idle = [repository for repository in self._clones.list() if repository.url not in busy]
+        found = next_refresh(idle, self._clock(), settings, self._failures)
         if found is not None and found.at <= self._clock():
             return _BUSY_S if self._clones.waiting else await self._refresh(found.url)
         intervals = [i for i in (settings.refresh_active, settings.refresh_inactive) if i]
@@ -113,9 +115,11 @@ class Caretaker:
         try:
             await self._clones.refresh_unasked(url)
         except BuilddError as error:
-            count = before.times + 1 if before is not None else 1
-            self._failures[url] = Failures(count, self._clock())
-            if before is None:
+            past = before if before is not None else Failures(0, 0.0)
+            self._failures[url] = Failures(past.times + 1, self._clock())
+            known = {repository.url for repository in self._clones.list()}
+            self._failures = {url: failures for url, failures in self._failures.items() if url in known}
+            if before is None and url in known:
                 log.warning("a repository cannot be refreshed", url=url, error=error.message, hint=error.hint)
         else:
             if self._failures.pop(url, None) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,9 +15,9 @@ from test_repos_clones import House, descendants, running, until
 
 from buildd.config import Config, DaemonConfig, ReposConfig
 from buildd.errors import Refused
-from buildd.model import CloneStatus, Repository
+from buildd.model import CloneProgress, CloneStatus, Repository
 from buildd.repos.care import Caretaker, Failures, Next, due_at, next_refresh, spread
-from buildd.repos.clones import CloneFailed
+from buildd.repos.clones import ActiveClone, CloneFailed
 from buildd.repos.eviction import surplus
 from buildd.repos.references import References, read_references
 from buildd.repos.trees import GitStore
@@ -176,15 +176,21 @@ class Scheduled:
         self.side_by_side = 0
         self.refreshed: list[tuple[float, str]] = []
         self.failing: set[str] = set()
+        self.transfers: list[ActiveClone] = []
+        """That somebody asked for."""
 
     async def make_room(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    def list(self) -> list[Repository]:
-        return list(self.known.values())
+    def active(self) -> Sequence[ActiveClone]:
+        return self.transfers
+
+    def list(self) -> Sequence[Repository]:
+        return tuple(self.known.values())
 
     async def refresh_unasked(self, url: str) -> bool:
         assert not self.waiting
+        assert url not in {job.url for job in self.transfers}
         self.side_by_side += 1
         assert self.side_by_side == 1
         self.refreshed.append((clock(), url))
@@ -230,6 +236,17 @@ async def test_nothing_is_refreshed_while_somebody_waits_for_a_transfer(autojump
         await trio.sleep(10)
         assert len(clones.refreshed) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_repository_that_somebody_fetches_holds_up_no_other(autojump_clock: trio.testing.MockClock) -> None:
+    clones = Scheduled([repository("a", fetched=9 * DAY), repository("b", fetched=8 * DAY)])
+    progress = CloneProgress(received_objects=0, total_objects=0, indexed_objects=0, received_bytes=0)
+    clones.transfers = [
+        ActiveClone(url="https://h/a", operation="fetch", stage=None, started_at=NOW, waiters=1, progress=progress)
+    ]
+    with trio.move_on_after(600):
+        await caretaker(clones).run()
+    assert [url for _, url in clones.refreshed] == ["https://h/b"]
 
 
 async def test_what_cannot_be_fetched_is_tried_later_and_later_and_said_once(
