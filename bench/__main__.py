@@ -16,7 +16,7 @@ from bench.figures import Options, Report, table
 from bench.processes import catch_interrupts, end_all
 from bench.results import facts, file_system, section, show, update
 
-BENCHMARKS = ("dispatch", "status", "latency", "memory", "makespan", "noop", "clone", "cleanup")
+BENCHMARKS = ("dispatch", "status", "latency", "memory", "makespan", "noop", "clone", "cleanup", "repomap")
 RESULTS = Path(__file__).parent / "RESULTS.md"
 _TMPFS = Path("/dev/shm")
 

@@ -306,8 +306,8 @@ class MapRequestParams(RevisionParams, frozen=True, kw_only=True):
 
 
 class MapAnswer(Struct, frozen=True, kw_only=True):
-    status: Literal["accepted", "building", "complete", "failed"]
-    """`accepted` when it is begun by this request; `failed` gives the reason of an attempt just before."""
+    status: Literal["accepted", "building", "complete"]
+    """`accepted` when it is begun by this request, which it is when the last attempt failed."""
     message: str
     repo_map_status: RepoMapStatus
 

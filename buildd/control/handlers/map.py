@@ -41,8 +41,9 @@ async def request(services: Services, params: MapRequestParams, peer: Peer) -> M
     await services.database.flush()
     if begun:
         return MapAnswer(status="accepted", message="the map is being made", repo_map_status=status)
-    message = f"being made: {status.stage}" if status.status == "building" else "there is one"
-    return MapAnswer(status=status.status, message=message, repo_map_status=status)
+    if status.status == "building":
+        return MapAnswer(status="building", message=f"being made: {status.stage}", repo_map_status=status)
+    return MapAnswer(status="complete", message="there is one", repo_map_status=status)
 
 
 async def status(services: Services, params: RevisionParams, peer: Peer) -> RepoMapStatus:
