@@ -161,7 +161,7 @@ def test_what_follows_the_last_phase_is_told_by_the_record_and_the_log(tmp_path:
     )
     cost = cost_of(build, read_closings(log)["b"])
     assert (cost.phases, cost.after, cost.closing) == pytest.approx((1.0, 0.05, 0.02))
-    assert cost.share == pytest.approx(5.0)
+    assert (cost.cleanup, cost.tail) == pytest.approx((2.0, 5.0))
 
 
 @needs_bwrap
