@@ -87,8 +87,8 @@ def run(options: Options) -> Report:
         )
     left = "; ".join(f"{kind}: {a} in $BUILDDIR, {b} in the output" for kind, (a, b) in _FILES.items())
     return Report(
-        about=f"{packages} builds of {BUILD_S:g} s each on all cores, in percent of a build's time up to the end of its "
-        "last phase: closing its scope, which releases and removes all that it held; and all that comes after that "
+        about=f"{packages} builds of {BUILD_S:g} s each on all cores, in percent of a build's time up to the end of "
+        "its last phase: closing its scope, which releases and removes all that it held; and all that comes after that "
         "phase, with hashing the output, writing it to the disk and recording it.",
         figures=tuple(figures),
         notes=(f"Files that a build leaves: {left}.",),

@@ -71,7 +71,7 @@ def _get(args: argparse.Namespace, client: Client) -> int:
 
 def await_map(client: Client, repo: str, ask: Callable[[], T]) -> T:
     """Ask until the map is made, showing how far that is. A repository at an address is cloned if need be."""
-    shown = ""
+    shown = build = ""
     cloned = False
     while True:
         try:
@@ -86,6 +86,12 @@ def await_map(client: Client, repo: str, ask: Callable[[], T]) -> T:
             if shown and sys.stderr.isatty():
                 note("")
             return found
+        if build not in ("", found.repo_map_status.build_id):  # asked for between two questions, it is begun again
+            raise CtlError(
+                f"the map of {found.repo_map_status.repository} could not be made",
+                hint="it is tried again; `buildctl events` has the reason, `buildctl map status` how it is getting on",
+            )
+        build = found.repo_map_status.build_id
         shown = _show_progress(found.repo_map_status, shown)
 
 
