@@ -6,6 +6,7 @@ foresee): not on what was in the cache, nor on the order in which parsers answer
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +34,7 @@ _decode_record = msgspec.msgpack.Decoder(Record).decode
 def build(request: BuildRequest, report: Callable[[Progress], None]) -> Built:
     """Fill `request.output`. Raises NotFound, InvalidInput, OSError, sqlite.Error."""
     report(Progress(stage="listing"))
+    gc.disable()  # the process ends with the map; until then everything that it makes is needed
     with GitStore(Path(request.repository)) as store:
         entries = store.raw_listing(store.resolve(request.commit))
         attributes = _attributes(store, entries)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import struct
-import sys
 from array import array
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -22,10 +21,23 @@ Task = tuple[bytes, str]
 """Id of a blob, and the hint that its name gives about its language."""
 FRAME = struct.Struct("=I")
 
-_hash = lru_cache(maxsize=1 << 15)(word_hash)
 _MAX_COUNT = 0xFFFF
 _WORD_STARTS = re.compile(r"[a-z0-9][A-Z]|[A-Za-z0-9]_+[A-Za-z0-9]")
 _LONG = 8
+_MAX_HASHES = 1 << 16
+
+
+class _Hashes(dict[bytes, int]):
+    """Of words that were seen lately: most words occur in many files."""
+
+    def __missing__(self, word: bytes) -> int:
+        if len(self) >= _MAX_HASHES:
+            self.clear()
+        hash = self[word] = word_hash(word)
+        return hash
+
+
+_hashes = _Hashes()
 
 
 def examine(data: bytes, hint: str) -> Record:
@@ -37,22 +49,19 @@ def examine(data: bytes, hint: str) -> Record:
     language = languages.language_of(hint, text)
     found = tagger.definitions(text, language) if language else []
     counts = lexer.references(text, language)
-    words = sorted((_hash(word), min(count, _MAX_COUNT)) for word, count in counts.items())
-    places = array("i")
-    for definition in found:
-        places.extend((definition.line, definition.end_line, definition.enclosing))
+    words = sorted(zip(map(_hashes.__getitem__, counts), counts.values(), strict=True))
     return Record(
         size=size,
         language=language,
         lines=contents.count_lines(text),
         generated=contents.says_generated(text),
         words=array("Q", [word for word, _ in words]).tobytes(),
-        counts=array("H", [count for _, count in words]).tobytes(),
+        counts=array("H", [count if count < _MAX_COUNT else _MAX_COUNT for _, count in words]).tobytes(),
         names=tuple(definition.name for definition in found),
-        hashes=array("Q", [_hash(definition.name.encode("utf-8", "replace")) for definition in found]).tobytes(),
+        hashes=array("Q", [_hashes[definition.name.encode("utf-8", "replace")] for definition in found]).tobytes(),
         weights=bytes(weight_of(definition.name) for definition in found),
         kinds=bytes(KIND_NUMBERS[definition.kind] for definition in found),
-        places=places.tobytes(),
+        places=array("i", [place for one in found for place in (one.line, one.end_line, one.enclosing)]).tobytes(),
         tags=tuple(map(tagger.tag_members, found)),
         ctags=tuple(
             tagger.ctags_fields(definition, found[definition.enclosing] if definition.enclosing >= 0 else None)
@@ -80,7 +89,8 @@ def weight_of(name: str) -> int:
 
 def serve(repository: str, max_file_bytes: int, requests: int, replies: int) -> None:
     """Answer batches of tasks on one descriptor by records on the other, until there are no more."""
-    sys.setrecursionlimit(1000)
+    gc.freeze()
+    gc.disable()  # nothing here makes cycles
     encoder, decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Task])
     with GitStore(Path(repository)) as store, store.blobs() as read, open(requests, "rb") as batches:
         while header := batches.read(FRAME.size):

@@ -38,7 +38,7 @@ ONLY_SCOPES = frozenset({"implementation", "namespace"})
 """They enclose definitions, and define no name themselves."""
 
 
-class Record(Struct, frozen=True, array_like=True):
+class Record(Struct, frozen=True, array_like=True, gc=False):
     size: int
     reason: str = ""
     """Why the blob is left out; then the rest is empty."""

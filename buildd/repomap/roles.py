@@ -17,8 +17,8 @@ _DIRECTORIES = {
     VENDORED: """vendor vendored _vendor third_party third-party thirdparty 3rdparty 3rd-party node_modules
         bower_components godeps external externals extern site-packages""",
     TEST: """test tests testing spec specs __tests__ __mocks__ testdata test_data test-data testfixtures fixtures e2e
-        mock mocks testsuite integrationtest unittest functionaltest androidtest commontest jvmtest iostest testutil testutils
-        test_utils test-utils""",
+        mock mocks testsuite integrationtest unittest functionaltest androidtest commontest jvmtest iostest testutil
+        testutils test_utils test-utils""",
     EXAMPLE: """example examples sample samples demo demos tutorial tutorials playground quickstart benchmark benchmarks
         benches bench jmh-benchmarks""",
     DOCUMENTATION: "doc docs documentation man site",
@@ -30,12 +30,12 @@ _STRENGTH = (GENERATED, VENDORED, TEST, EXAMPLE, DOCUMENTATION, CONFIGURATION)
 """Of several that apply the first one counts."""
 _SUFFIXES = {
     DOCUMENTATION: "md mdx markdown rst adoc asciidoc txt org tex texi pod htm html 1 2 3 4 5 6 7 8 9",
-    CONFIGURATION: """json json5 yml yaml toml ini cfg conf config properties xml lock plist env service gradle csproj sln
-        cmake mk bazel bzl in""",
+    CONFIGURATION: """json json5 yml yaml toml ini cfg conf config properties xml lock plist env service gradle csproj
+        sln cmake mk bazel bzl in""",
 }
 _BY_SUFFIX = {suffix.encode(): role for role, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 _GENERATED_NAMES = frozenset(
-    b"package-lock.json yarn.lock pnpm-lock.yaml cargo.lock go.sum poetry.lock gemfile.lock composer.lock uv.lock".split()
+    b"cargo.lock composer.lock gemfile.lock go.sum package-lock.json pnpm-lock.yaml poetry.lock uv.lock yarn.lock".split()
 )
 _GENERATED = re.compile(
     rb"zz_generated.*|.*(?:\.pb\.(?:go|cc|h|swift|gw\.go)|_pb2(?:_grpc)?\.pyi?|[._-]generated\.\w+|\.g\.(?:cs|dart)"
