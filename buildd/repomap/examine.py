@@ -77,11 +77,11 @@ def weight_of(name: str) -> int:
     """
     weight = 16
     if len(name) >= _LONG and _WORD_STARTS.search(name):
-        weight = 80
+        weight = 40
     elif len(name) >= _LONG:
-        weight = 32
+        weight = 24
     elif len(name) <= 3:
-        weight = 4
+        weight = 6
     if name.startswith(("_", "#")):
         weight //= 4
     return weight

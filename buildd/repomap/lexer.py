@@ -35,6 +35,7 @@ _SKIPPED = {
     "swift": (_LINE, _BLOCK, _TRIPLE_DOUBLE, rb'\#"[^"\n]*+(?:"(?!\#)[^"\n]*+)*+(?:"\#)?', _DOUBLE),
     "go": (_LINE, _BLOCK, _RAW_BACKTICK, _DOUBLE, _CHARACTER),
     "rust": (
+        rb"\#!?\[[^\]\n]*+\]",  # attributes name what is derived and allowed, from outside nearly always
         _LINE,
         _BLOCK,
         rb'\#\#"[^"]*+(?:"(?!\#\#)[^"]*+)*+(?:"\#\#|\Z)',

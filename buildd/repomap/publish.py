@@ -45,7 +45,7 @@ def publish(
         [roles.teleport_of(entry.path, number) for entry, number in zip(entries, role, strict=True)], np.float64
     )
     teleport[sorted(left_out)] = 0.0
-    scores = graphs.score(graph, definitions.file, roles_array, teleport)
+    scores = graphs.score(graph, definitions.file, definitions.telling, roles_array, teleport)
 
     report(Progress(stage="writing"))
     score_texts = [b"%.6g" % value for value in scores.definitions.tolist()]
@@ -78,19 +78,22 @@ def publish(
             "definition_kind": definitions.kind,
             "definition_outer": definitions.outer,
             "definition_name": definitions.name,
+            "definition_telling": definitions.telling,
             "definition_score": scores.definitions,
             "definition_order": order.astype(np.uint32),
             "definition_offset": np.array(offsets, np.uint64),
             "names": "\0".join(names).encode("utf-8", "replace"),
             "name_hash": graph.name_hash,
-            "name_weight": graph.name_weight,
             "node_name": graph.node_name,
             "node_any": graph.node_any,
+            "node_weight": graph.node_weight,
             "pair_node": graph.pair_node,
             "pair_file": graph.pair_file,
+            "pair_weight": graph.pair_weight,
             "edge_file": graph.edge_file,
             "edge_node": graph.edge_node,
             "edge_count": graph.edge_count,
+            "edge_own": graph.edge_own,
             "own_pair": graph.own_pair,
             "any_pair": graph.any_pair,
             "base": graph.base,

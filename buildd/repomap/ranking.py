@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
 
 DAMPING = 0.85
+IDLE = 15.0
+"""So that a file that names hardly anything does not pass all that it has to that: in weights of edges."""
 _TOLERANCE = 1e-7
 _MAX_ROUNDS = 300
 
@@ -44,22 +46,29 @@ class Ranks(NamedTuple):
 
 
 def rank(
-    links: Links, edge_weight: Floats, pair_weight: Floats, teleport: Floats, tolerance: float = _TOLERANCE
+    links: Links,
+    edge_weight: Floats,
+    pair_weight: Floats,
+    teleport: Floats,
+    *,
+    idle: float = IDLE,
+    tolerance: float = _TOLERANCE,
 ) -> Ranks:
     """PageRank. `teleport` says where rank comes from that nobody passes on; it sums up to 1.
 
-    A node shares among its pairs by `pair_weight`, a file among its edges by `edge_weight`; all are positive.
+    A node shares among its pairs by `pair_weight`, a file among its edges by `edge_weight`; all are positive. `idle` is
+    the weight of one further edge of each file, which leads to all files by `teleport`.
     """
     share = pair_weight / np.bincount(links.pair_node, pair_weight, links.nodes)[links.pair_node]
-    out = np.bincount(links.edge_file, edge_weight, links.files)
+    out = np.bincount(links.edge_file, edge_weight, links.files) + idle
     edge_share = edge_weight / out[links.edge_file]
-    hangs = out == 0
+    loses = np.divide(idle, out, out=np.ones(links.files), where=out > 0)
     ranks = teleport
     passed = np.zeros(len(links.pair_node))
     for _ in range(_MAX_ROUNDS):
         at_nodes = np.bincount(links.edge_node, edge_share * ranks[links.edge_file], links.nodes)
         passed = DAMPING * at_nodes[links.pair_node] * share
-        lost = _sum(np.where(hangs, ranks, 0.0))
+        lost = _sum(ranks * loses)
         new = np.bincount(links.pair_file, passed, links.files) + (DAMPING * lost + 1 - DAMPING) * teleport
         change = _sum(np.abs(new - ranks))
         ranks = new

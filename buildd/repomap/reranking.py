@@ -62,7 +62,9 @@ def rerank(index: MapIndex, focus: Sequence[str], mention: Sequence[str]) -> Rer
         teleport = (1 - _FOCUS_TELEPORT) * ranking.normalised(teleport)
         teleport[chosen] += _FOCUS_TELEPORT / len(chosen)
         naming[chosen] = _FOCUS_NAMING
-    scores = graphs.score(graph, file, role, teleport, name_factor, naming)
+    scores = graphs.score(
+        graph, file, _array(index, "definition_telling", np.float64), role, teleport, name_factor, naming
+    )
     factor = name_factor[_array(index, "definition_name", np.uint32)]
     by_definition = scores.definitions * factor
     order = np.lexsort((np.arange(len(by_definition)), -by_definition))
@@ -80,7 +82,7 @@ def files_naming(index: MapIndex, hash: int) -> list[int]:
         file = _array(index, "edge_file", np.uint32)[edges]
         counts += np.bincount(file, _array(index, "edge_count", np.uint16)[edges], index.meta.files)
         defining = _array(index, "definition_file", np.uint32)[_array(index, "definition_name", np.uint32) == at]
-        counts[defining] += 0.5  # and perhaps more: edges do not tell
+        counts[defining] = np.maximum(counts[defining], 1.0)  # no edge leads to what is local
     else:
         words = np.flatnonzero(_array(index, "other_words", np.uint32) == np.uint32(hash & 0xFFFFFFFF))
         ends = np.cumsum(_array(index, "other_count", np.uint32))
@@ -104,14 +106,16 @@ def _graph(index: MapIndex) -> Graph:
     return Graph(
         files=index.meta.files,
         name_hash=_array(index, "name_hash", np.uint64),
-        name_weight=_array(index, "name_weight", np.uint8),
         node_name=_array(index, "node_name", np.uint32),
         node_any=_array(index, "node_any", np.bool_),
+        node_weight=_array(index, "node_weight", np.float64),
         pair_node=_array(index, "pair_node", np.uint32),
         pair_file=_array(index, "pair_file", np.uint32),
+        pair_weight=_array(index, "pair_weight", np.float64),
         edge_file=_array(index, "edge_file", np.uint32),
         edge_node=_array(index, "edge_node", np.uint32),
         edge_count=_array(index, "edge_count", np.uint16),
+        edge_own=_array(index, "edge_own", np.bool_),
         own_pair=_array(index, "own_pair", np.int32),
         any_pair=_array(index, "any_pair", np.int32),
         base=_array(index, "base", np.float64),

@@ -65,6 +65,9 @@ _TOP = re.compile(
 )
 
 
+_TOP_WEIGHT, _ENTRY_FACTOR, _NEAR_TOP = 3.0, 4.0, 3.0
+
+
 def role_of(path: bytes, *, is_code: bool, says_generated: bool) -> int:
     directory, _, name = path.rpartition(b"/")
     by_directory, small = _role_of_directory(directory), name.lower()
@@ -99,11 +102,11 @@ def _role_of_directory(directory: bytes) -> int:
 
 def teleport_of(path: bytes, role: int) -> float:
     """How likely a reader starts at this file, before anything is known of what leans on it."""
-    weight = WEIGHTS[role]
     if b"/" not in path and _TOP.fullmatch(path.lower()):
-        return 3.0
+        return _TOP_WEIGHT
+    weight = WEIGHTS[role] * (1 + _NEAR_TOP / (1 + path.count(b"/")))
     if role == SOURCE and _ENTRY.fullmatch(path.rpartition(b"/")[2].lower()):
-        weight *= 4
+        weight *= _ENTRY_FACTOR
     return weight
 
 

@@ -34,9 +34,11 @@ def graphs(draw: st.DrawFn) -> tuple[Links, list[float], list[float], list[float
     return links, edge_weight, pair_weight, teleport
 
 
-@given(graphs())
-@settings(max_examples=150)
-def test_ranks_are_those_of_the_full_graph(graph: tuple[Links, list[float], list[float], list[float]]) -> None:
+@given(graphs(), st.sampled_from([0.0, 3.0]))
+@settings(max_examples=100)
+def test_ranks_are_those_of_the_full_graph(
+    graph: tuple[Links, list[float], list[float], list[float]], idle: float
+) -> None:
     links, edge_weight, pair_weight, teleport = graph
     full = networkx.MultiDiGraph()
     full.add_nodes_from(range(links.files))
@@ -47,6 +49,9 @@ def test_ranks_are_those_of_the_full_graph(graph: tuple[Links, list[float], list
         for target, definer, share in zip(links.pair_node, links.pair_file, pair_weight, strict=True):
             if target == node:
                 full.add_edge(int(file), int(definer), weight=weight * share / shares[node])
+    for file in range(links.files if idle else 0):
+        for definer, weight in enumerate(teleport):
+            full.add_edge(file, definer, weight=idle * weight / sum(teleport))
     matrix = np.asarray(
         networkx.google_matrix(full, alpha=ranking.DAMPING, personalization=dict(enumerate(teleport)), weight="weight")
     )
@@ -54,7 +59,12 @@ def test_ranks_are_those_of_the_full_graph(graph: tuple[Links, list[float], list
     for _ in range(200):
         expected = expected @ matrix
     found = ranking.rank(
-        links, np.array(edge_weight), np.array(pair_weight), ranking.normalised(np.array(teleport)), tolerance=1e-15
+        links,
+        np.array(edge_weight),
+        np.array(pair_weight),
+        ranking.normalised(np.array(teleport)),
+        idle=idle,
+        tolerance=1e-15,
     )
     assert found.files == pytest.approx(expected, abs=1e-9)
     assert found.files.sum() == pytest.approx(1)
