@@ -64,7 +64,11 @@ def made(daemon: Daemon, repository: object, revision: str = "") -> dict[str, An
 
 
 def _ended(daemon: Daemon, params: dict[str, str]) -> dict[str, Any] | None:
-    status: dict[str, Any] = daemon.call("map.status", params)
+    try:
+        status: dict[str, Any] = daemon.call("map.status", params)
+    except rpc.RpcError as error:
+        assert error.code == 3  # it is begun in a moment
+        return None
     return status if status["status"] != "building" else None
 
 
