@@ -14,8 +14,10 @@ import pytest
 import trio
 import trio.testing
 
+from buildd.model import RepoMapStatus
 from buildd.store.database import Database, DatabaseError, Statement
 from buildd.store.journal import Journal
+from buildd.store.maps import MapStore
 from buildd.store.runs import RunStore
 from buildd.store.schema import MIGRATIONS
 
@@ -311,3 +313,23 @@ async def test_a_database_of_schema_1_is_opened_and_read(tmp_path: Path) -> None
         assert result.events[2].data == {"state": "success", "duration_s": 12.5}
         await journal.emit("daemon_resumed").wait()
         assert journal.last == 6
+
+
+@pytest.mark.trio
+async def test_a_database_of_schema_2_is_opened_and_takes_maps(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    shutil.copy(FIXTURES / "schema-2.db", path)
+    async with opened(path) as database:
+        assert database.renewal is None
+        runs = RunStore(database)
+        second, packages = await runs.find_run("2")
+        assert (second.stats.skipped, second.stats.failed) == (1, 1)
+        assert [(p.name, p.state) for p in packages] == [("curl", "failed")]
+        assert [entry.package for entry in await runs.roster(second.id)] == ["zlib"]
+        assert list(await runs.history(["zlib"])) == ["zlib"]
+        maps = MapStore(database)
+        assert maps.all() == []
+        status = RepoMapStatus(repository="r", commit="c", status="failed", build_id="b", started_at=1.0, error="e")
+        maps.save(status)
+        await database.flush()
+        assert maps.all() == [status]
