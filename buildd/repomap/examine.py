@@ -14,7 +14,7 @@ import msgspec
 
 from buildd.errors import NotFound
 from buildd.repomap import contents, languages, lexer, tagger
-from buildd.repomap.records import KIND_NUMBERS, Record, word_hash
+from buildd.repomap.records import KIND_NUMBERS, TYPES, Record, word_hash
 from buildd.repos.trees import GitStore
 
 Task = tuple[bytes, str]
@@ -24,6 +24,7 @@ FRAME = struct.Struct("=I")
 _MAX_COUNT = 0xFFFF
 _WORD_STARTS = re.compile(r"[a-z0-9][A-Z]|[A-Za-z0-9]_+[A-Za-z0-9]")
 _LONG = 8
+_TYPE_WEIGHT = 28
 _MAX_HASHES = 1 << 16
 
 
@@ -59,7 +60,7 @@ def examine(data: bytes, hint: str) -> Record:
         counts=array("H", [count if count < _MAX_COUNT else _MAX_COUNT for _, count in words]).tobytes(),
         names=tuple(definition.name for definition in found),
         hashes=array("Q", [_hashes[definition.name.encode("utf-8", "replace")] for definition in found]).tobytes(),
-        weights=bytes(weight_of(definition.name) for definition in found),
+        weights=bytes(weight_of(definition, language) for definition in found),
         kinds=bytes(KIND_NUMBERS[definition.kind] for definition in found),
         places=array("i", [place for one in found for place in (one.line, one.end_line, one.enclosing)]).tobytes(),
         tags=tuple(map(tagger.tag_members, found)),
@@ -70,20 +71,24 @@ def examine(data: bytes, hint: str) -> Record:
     )
 
 
-def weight_of(name: str) -> int:
+def weight_of(definition: tagger.Definition, language: str) -> int:
     """How much it tells that a text has this name, in sixteenths.
 
     Long names of several words hardly occur by chance; short ones do, and private ones are no concern of other files.
     """
-    weight = 16
+    name, weight = definition.name, 16
     if len(name) >= _LONG and _WORD_STARTS.search(name):
         weight = 40
     elif len(name) >= _LONG:
         weight = 24
     elif len(name) <= 3:
         weight = 6
+    if definition.kind in TYPES:
+        weight = max(weight, _TYPE_WEIGHT)
     if name.startswith(("_", "#")):
         weight //= 4
+    elif (language == "go" and name[:1].islower()) or definition.signature.startswith("private "):
+        weight //= 2
     return weight
 
 

@@ -12,6 +12,8 @@ SOURCE, TEST, VENDORED, GENERATED, EXAMPLE, DOCUMENTATION, CONFIGURATION = range
 ROLES = ("source", "test", "vendored", "generated", "example", "documentation", "configuration")
 WEIGHTS = (1.0, 0.05, 0.02, 0.05, 0.1, 0.1, 0.2)
 """Of what a file defines, by role."""
+_TELEPORTS = (1.0, 0.3, 0.02, 0.05, 0.3, 0.1, 0.2)
+"""Of a file as a place to begin at: tests and examples show what others use."""
 
 _DIRECTORIES = {
     VENDORED: """vendor vendored _vendor third_party third-party thirdparty 3rdparty 3rd-party node_modules
@@ -35,7 +37,8 @@ _SUFFIXES = {
 }
 _BY_SUFFIX = {suffix.encode(): role for role, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 _GENERATED_NAMES = frozenset(
-    b"cargo.lock composer.lock gemfile.lock go.sum package-lock.json pnpm-lock.yaml poetry.lock uv.lock yarn.lock".split()
+    b"""cargo.lock composer.lock gemfile.lock go.sum package-lock.json pnpm-lock.yaml poetry.lock uv.lock
+    yarn.lock""".split()
 )
 _GENERATED = re.compile(
     rb"zz_generated.*|.*(?:\.pb\.(?:go|cc|h|swift|gw\.go)|_pb2(?:_grpc)?\.pyi?|[._-]generated\.\w+|\.g\.(?:cs|dart)"
@@ -104,7 +107,7 @@ def teleport_of(path: bytes, role: int) -> float:
     """How likely a reader starts at this file, before anything is known of what leans on it."""
     if b"/" not in path and _TOP.fullmatch(path.lower()):
         return _TOP_WEIGHT
-    weight = WEIGHTS[role] * (1 + _NEAR_TOP / (1 + path.count(b"/")))
+    weight = _TELEPORTS[role] * (1 + _NEAR_TOP / (1 + path.count(b"/")))
     if role == SOURCE and _ENTRY.fullmatch(path.rpartition(b"/")[2].lower()):
         weight *= _ENTRY_FACTOR
     return weight

@@ -66,6 +66,9 @@ class Sections:
         except msgspec.MsgspecError as error:
             raise DamagedMap(f"{path}: {error}") from None
         self._base = end + -end % _ALIGNMENT
+        size = max((place.start + place.length for place in self._places.values()), default=0)
+        if len(self._data) < self._base + size:
+            raise DamagedMap(f"{path} is cut short")
 
     def __getitem__(self, name: str) -> memoryview:
         place = self._places.get(name)

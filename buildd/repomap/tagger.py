@@ -18,7 +18,7 @@ from tree_sitter import Language, Node, Parser, Query, QueryCursor
 
 from buildd.repomap.records import TYPES
 
-TAGGER_VERSION = 2
+TAGGER_VERSION = 3
 """Part of the version under which results are kept; the next number when anything here or in the lexer changes them."""
 
 _BINDINGS = "tree_sitter_language_pack.bindings"
