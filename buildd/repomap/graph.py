@@ -198,7 +198,7 @@ def graph_of(
         pair_weight=pair_weight,
         edge_file=edges.file,
         edge_node=edges.node,
-        edge_count=edges.count,
+        edge_count=edges.times,
         edge_own=edges.own,
         own_pair=own_pair,
         any_pair=any_pair,
@@ -210,7 +210,7 @@ def graph_of(
 class _Edges(NamedTuple):
     file: NDArray[np.uint32]
     node: NDArray[np.uint32]
-    count: NDArray[np.uint16]
+    times: NDArray[np.uint16]
     own: NDArray[np.bool_]
 
 
