@@ -83,10 +83,14 @@ def ranked_text(index: MapIndex, tokens: int, again: Reranked | None = None) -> 
         tokens,
         line_of=line_of,
         file_of=file_of.__getitem__,
-        path_of=paths.__getitem__,
+        path_of=lambda file: _in_one_line(paths[file]),
         best_first=best_first,
         rest=lambda: best_first(file for file in range(len(paths)) if mapped[file]),
     )
+
+
+def _in_one_line(path: str) -> str:
+    return path if path.isprintable() else path.encode("unicode_escape").decode()
 
 
 def tags(request: TagsRequest) -> Tags:

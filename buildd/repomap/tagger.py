@@ -18,10 +18,11 @@ from tree_sitter import Language, Node, Parser, Query, QueryCursor
 
 from buildd.repomap.records import TYPES
 
-TAGGER_VERSION = 3
+TAGGER_VERSION = 4
 """Part of the version under which results are kept; the next number when anything here or in the lexer changes them."""
 
 _BINDINGS = "tree_sitter_language_pack.bindings"
+_MAX_NAME = 200
 _MAX_SIGNATURE = 240
 _LOOK_BYTES = 1000
 _PREFIXES = {
@@ -107,7 +108,7 @@ def definitions(data: bytes, language: str) -> list[Definition]:
         while open_ones and open_ones[-1][0] < -minus_end:
             open_ones.pop()
         name = _text(data, name_node.start_byte, name_node.end_byte)
-        if not name or len(name) > 200:  # errors of the parser
+        if not name.isprintable() or not 0 < len(name) <= _MAX_NAME:  # errors of the parser
             continue
         kind, enclosing = tags.kinds[pattern], open_ones[-1][1] if open_ones else -1
         scope = _scope_name(_text(data, scope_node.start_byte, scope_node.end_byte)) if scope_node else ""
@@ -166,6 +167,8 @@ def _signature(data: bytes, node: Node, kind: str, language: str) -> str:
     )
     if node.type == "variable_declarator" and node.parent is not None:
         text = _text(data, node.parent.start_byte, node.parent.start_byte + 10).split()[0] + " " + text
+    if not text.isprintable():  # it is shown on terminals
+        text = "".join(char if char.isprintable() else "\ufffd" for char in text)
     if cut or len(text) > _MAX_SIGNATURE:
         text = text[: _MAX_SIGNATURE - 1].rstrip() + "…"
     return text
@@ -198,7 +201,7 @@ def _closing(text: str, position: int) -> int:
 def _scope_name(text: str) -> str:
     """The name in a receiver's type (`*Stack[T]`) or in what a member is assigned to (`Stack.prototype`)."""
     name = _NAME_END.split(text.strip("*& \t"), maxsplit=1)[0]
-    return name.removesuffix(".prototype").removeprefix("module.exports").removeprefix("this").strip(".")[:200]
+    return name.removesuffix(".prototype").removeprefix("module.exports").removeprefix("this").strip(".")[:_MAX_NAME]
 
 
 def _text(data: bytes, start: int, end: int) -> str:

@@ -28,6 +28,7 @@ from buildd.repomap.wire import (
     TagsRequest,
     TextRequest,
 )
+from buildd.store.trouble import kind_of
 
 _REPORT_INTERVAL = 0.1
 _encode = msgspec.json.Encoder().encode
@@ -75,7 +76,8 @@ def main() -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         replies.send(Failure(kind="disk_full" if full else "other", message=str(error)))
     except Exception as error:  # the edge of this process: whatever it is, the daemon is told
-        replies.send(Failure(kind="other", message=f"{type(error).__name__}: {error}"))
+        full = kind_of(error) == "full"
+        replies.send(Failure(kind="disk_full" if full else "other", message=f"{type(error).__name__}: {error}"))
 
 
 def serve(request: Request, report: _Reporter) -> Answer:

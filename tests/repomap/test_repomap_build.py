@@ -211,6 +211,16 @@ def test_names_that_are_not_utf_8_are_shown_with_their_bytes(repository: Reposit
     assert made.refs("in_it").total == 1
 
 
+def test_nothing_from_a_repository_leaves_its_line_or_reaches_a_terminal_as_control(repository: Repository) -> None:
+    repository.commit({"a\nb.py": "def fine(x='\x1b[31m'): pass\nclass \x07Odd: pass\n"})
+    made = repository.map()
+    text = made.text(100).text
+    assert text.startswith("a\\nb.py\n")
+    assert "fine" in text
+    assert text.replace("\n", "").isprintable()
+    assert [tag.path for tag in made.tags(name="fine").tags] == ["a\nb.py"]
+
+
 def test_stages_are_reported_in_order(repository: Repository) -> None:
     repository.commit(SOURCES)
     progress = repository.map().progress

@@ -50,6 +50,27 @@ def test_a_revision_is_a_branch_a_tag_an_id_or_head(repo: Path) -> None:
     assert store.commit_time(last) == 1_700_000_000
 
 
+def test_a_raw_listing_is_the_listing_in_bytes(repo: Path) -> None:
+    store = GitStore(repo)
+    commit_id = store.resolve()
+    listing = store.listing(store.subtree(commit_id))
+    assert sorted(listing) == [
+        Entry(os.fsdecode(path), mode, id.hex()) for path, mode, id in store.raw_listing(commit_id)
+    ]
+    assert {mode for _, mode, _ in store.raw_listing(commit_id)} == {0o100644, 0o100755, 0o120000}
+
+
+def test_many_blobs_are_read_up_to_a_limit(repo: Path) -> None:
+    store = GitStore(repo)
+    ids = {entry.path: entry.id for entry in store.raw_listing(store.resolve())}
+    with store.blobs() as read:
+        assert read(ids[b"README"], 3) == (3, b"hi\n")
+        assert read(ids[b"README"], 2) == (3, None)
+        for id in (bytes(20), bytes.fromhex(store.resolve())):
+            with pytest.raises(NotFound):
+                read(id, 100)
+
+
 def test_an_unknown_revision_names_near_matches(repo: Path) -> None:
     git("tag", "v1.0.1", cwd=repo)
     with pytest.raises(NotFound) as caught:
