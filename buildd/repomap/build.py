@@ -16,11 +16,10 @@ from pathlib import Path
 import msgspec
 
 from buildd.errors import NotFound
-from buildd.repomap import languages, roles, tagger
+from buildd.repomap import languages, roles
 from buildd.repomap.cache import Cache
-from buildd.repomap.examine import Task
-from buildd.repomap.parsers import parse
-from buildd.repomap.records import Record
+from buildd.repomap.queries import version_of
+from buildd.repomap.records import Record, Task
 from buildd.repomap.wire import BuildRequest, Built, Progress
 from buildd.repos.trees import EXECUTABLE, FILE, LINK, GitStore, RawEntry
 
@@ -88,7 +87,7 @@ def build(request: BuildRequest, report: Callable[[Progress], None]) -> Built:
 @cache
 def engine_version() -> str:
     """Changes with whatever makes another map of the same commit."""
-    text = " ".join(tagger.version_of(language) for language in languages.NAMES)
+    text = " ".join(version_of(language) for language in languages.NAMES)
     return hashlib.sha256(f"{MAP_VERSION} {text}".encode()).hexdigest()[:16]
 
 
@@ -113,10 +112,10 @@ def _attributes(store: GitStore, entries: list[RawEntry]) -> roles.Attributes:
 def _version(hint: str) -> str:
     """Of what makes records of files with this hint."""
     if hint == languages.HEADER:
-        return tagger.version_of("c") + tagger.version_of("cpp")
+        return version_of("c") + version_of("cpp")
     if hint == languages.UNKNOWN:
-        return "".join(tagger.version_of(language) for language in languages.NAMES)
-    return tagger.version_of("" if hint == languages.TEXT else hint)
+        return "".join(version_of(language) for language in languages.NAMES)
+    return version_of("" if hint == languages.TEXT else hint)
 
 
 def _records(
@@ -151,7 +150,8 @@ def _records(
             records[task] = record if record.size <= request.max_file_bytes else Record(record.size, "too_large")
         missing = sorted((task for task in files if task not in records), key=lambda task: (task[1], task[0]))
         if missing:
-            _import_for_parsers()
+            from buildd.repomap.parsers import parse  # tree-sitter, which most maps do without
+
             parse(
                 missing,
                 repository=request.repository,
@@ -166,7 +166,3 @@ def _records(
     finally:
         cache.close()
     return records, parsed
-
-
-def _import_for_parsers() -> None:
-    """What all of them need is shared when it is there before the fork."""

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from buildd.repomap.examine import Task
 from buildd.repomap.languages import HEADER, LANGUAGES, TEXT, UNKNOWN
+from buildd.repomap.records import Task
 from buildd.store import sqlite
 from buildd.store.trouble import kind_of
 

@@ -14,11 +14,9 @@ import msgspec
 
 from buildd.errors import NotFound
 from buildd.repomap import contents, languages, lexer, tagger
-from buildd.repomap.records import KIND_NUMBERS, TYPES, Record, word_hash
+from buildd.repomap.records import KIND_NUMBERS, TYPES, Record, Task, word_hash
 from buildd.repos.trees import GitStore
 
-Task = tuple[bytes, str]
-"""Id of a blob, and the hint that its name gives about its language."""
 FRAME = struct.Struct("=I")
 
 _MAX_COUNT = 0xFFFF

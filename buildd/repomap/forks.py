@@ -21,9 +21,11 @@ class Child:
     """A process that runs `serve(read_fd, write_fd)` until that returns, and never outlives its parent."""
 
     def __init__(self, serve: Callable[[int, int], None], max_memory: int) -> None:
+        """It gets no more than `max_memory` bytes in addition to what it has from its parent."""
         theirs_in, self.requests = os.pipe()
         self.replies, theirs_out = os.pipe()
         parent = os.getpid()
+        self._inherited = _memory(parent)
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
@@ -31,7 +33,8 @@ class Child:
                 die_with(parent)
                 for fd in (self.requests, self.replies):
                     os.close(fd)
-                resource.setrlimit(resource.RLIMIT_DATA, (max_memory, max_memory))
+                limit = _data() + max_memory
+                resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 serve(theirs_in, theirs_out)
                 status = 0
@@ -46,11 +49,9 @@ class Child:
         """Processor time that it has used (clock_getcpuclockid(3))."""
         return time.clock_gettime(~self.pid << 3 | 2)
 
-    def memory(self) -> int:
-        """Bytes in memory that are not backed by files."""
-        with open(f"/proc/{self.pid}/statm", "rb") as file:
-            _, resident, shared, *_ = file.read().split()
-        return (int(resident) - int(shared)) * resource.getpagesize()
+    def growth(self) -> int:
+        """Bytes in memory, not backed by files, beyond what it had from its parent."""
+        return _memory(self.pid) - self._inherited
 
     def end(self, *, kill: bool) -> int:
         """Close the pipes, and wait until it is gone; the status of waitpid(2)."""
@@ -59,6 +60,18 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
         os.close(self.replies)
         return os.waitpid(self.pid, 0)[1]
+
+
+def _memory(pid: int) -> int:
+    with open(f"/proc/{pid}/statm", "rb") as file:
+        _, resident, shared, *_ = file.read().split()
+    return (int(resident) - int(shared)) * resource.getpagesize()
+
+
+def _data() -> int:
+    """What counts against RLIMIT_DATA."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[5]) * resource.getpagesize()
 
 
 def die_with(parent: int) -> None:

@@ -65,7 +65,6 @@ class Definitions(NamedTuple):
 
     file: NDArray[np.uint32]
     kind: NDArray[np.uint8]
-    line: NDArray[np.uint32]
     outer: NDArray[np.int32]
     """Number of the definition that it is in, or -1."""
     name: NDArray[np.uint32]
@@ -115,7 +114,6 @@ def definitions_of(records: Sequence[Record | None]) -> tuple[Definitions, NDArr
         Definitions(
             file=np.repeat(np.array([number for number, _ in found], U32), counts),
             kind=kind,
-            line=places[:, 0].astype(U32),
             outer=outer,
             name=name.astype(U32),
             telling=_telling(kind, outer, hashes),
@@ -171,7 +169,7 @@ def graph_of(
     )
     pair_node = (codes // U64(max(1, files))).astype(U32)
     name_weight = np.zeros(len(name_hash))
-    name_weight[definitions.name] = weights / 16
+    np.maximum.at(name_weight, definitions.name, weights / 16)
     node_weight = np.zeros(len(node_name))
     np.maximum.at(node_weight, pair_node, pair_weight)
 

@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from buildd.repomap.examine import FRAME, Task, serve
+from buildd.repomap.examine import FRAME, serve
 from buildd.repomap.forks import Child
-from buildd.repomap.records import Record
+from buildd.repomap.records import Record, Task
 
 _BATCH = 16
 _MAX_PENDING = 32
 _READ_BYTES = 1 << 18
 _MAX_MEMORY = 1 << 30
-"""A limit on the child's data, at which an allocation fails."""
-_RECYCLE_BYTES = 160 << 20
+"""More than it began with; then an allocation fails."""
+_RECYCLE_BYTES = 96 << 20
 _WALL_FACTOR = 20
 """A child that gets no processor time at all is given up after this many times the limit."""
 _ATTEMPTS = 2
@@ -115,7 +115,7 @@ def parse(
                     give_up(drop(fd, kill=True), "crashed", _ATTEMPTS)
                     continue
                 _take_answers(parser, data, take)
-                if parser.child.memory() > _RECYCLE_BYTES:
+                if parser.child.growth() > _RECYCLE_BYTES:
                     if not parser.pending:
                         drop(fd, kill=False)
                 else:

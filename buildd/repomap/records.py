@@ -37,6 +37,9 @@ TYPES = frozenset({"class", "struct", "union", "interface", "trait", "enum", "ob
 ONLY_SCOPES = frozenset({"implementation", "namespace"})
 """They enclose definitions, and define no name themselves."""
 
+Task = tuple[bytes, str]
+"""Id of a blob, and the hint that its name gives about its language: of this a record is made."""
+
 
 class Record(Struct, frozen=True, array_like=True, gc=False):
     size: int

@@ -7,19 +7,16 @@ processes that are killed when it does (`buildd.repomap.parsers`).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from functools import cache
-from importlib import import_module, resources
+from importlib import import_module
 from typing import NamedTuple
 
 import msgspec
 from tree_sitter import Language, Node, Parser, Query, QueryCursor
 
+from buildd.repomap.queries import query_text
 from buildd.repomap.records import TYPES
-
-TAGGER_VERSION = 4
-"""Part of the version under which results are kept; the next number when anything here or in the lexer changes them."""
 
 _BINDINGS = "tree_sitter_language_pack.bindings"
 _MAX_NAME = 200
@@ -63,17 +60,6 @@ class _Tags(NamedTuple):
     cursor: QueryCursor
     kinds: tuple[str, ...]
     """By pattern."""
-
-
-def query_text(language: str) -> str:
-    return resources.files("buildd.repomap").joinpath("queries", f"{language}.scm").read_text(encoding="utf-8")
-
-
-@cache
-def version_of(language: str) -> str:
-    """Changes with whatever changes the result for a blob."""
-    text = query_text(language) if language else ""
-    return hashlib.sha256(f"{TAGGER_VERSION} {text}".encode()).hexdigest()
 
 
 @cache

@@ -15,8 +15,7 @@ from repomap_samples import SAMPLES
 
 from buildd.repomap import examine, parsers
 from buildd.repomap.contents import sort_out
-from buildd.repomap.examine import Task
-from buildd.repomap.records import Record
+from buildd.repomap.records import Record, Task
 
 SUFFIXES = {language: name.rpartition(".")[2] for language, (name, _, _) in SAMPLES.items()}
 NESTED = ("(", "{", "[", "<", "if (", "f(", "{ if x {", "class A {\n", "`${", "#{", "[[", "case x in\n", "def f(", "((")
@@ -187,7 +186,7 @@ def test_a_parser_that_is_killed_once_costs_nothing_but_time(parsing: Parsing, t
 
 def test_a_parser_that_takes_too_much_memory_dies_alone(parsing: Parsing) -> None:
     tasks = tasks_of(parsing.repository, [f"f{number}.py" for number in range(30)])
-    parsing.monkeypatch.setattr(parsers, "_MAX_MEMORY", 300 << 20)
+    parsing.monkeypatch.setattr(parsers, "_MAX_MEMORY", 200 << 20)
 
     def grow() -> None:
         bytearray(1 << 30)
@@ -199,7 +198,7 @@ def test_a_parser_that_takes_too_much_memory_dies_alone(parsing: Parsing) -> Non
 
 def test_a_parser_that_grew_is_replaced(parsing: Parsing) -> None:
     tasks = tasks_of(parsing.repository, [f"f{number}.py" for number in range(100)])
-    parsing.monkeypatch.setattr(parsers, "_RECYCLE_BYTES", 1)
+    parsing.monkeypatch.setattr(parsers, "_RECYCLE_BYTES", -(1 << 40))
     parsing.run(tasks, processes=1)
     assert names(parsing, tasks) == [f"f{number}" for number in range(100)]
 
