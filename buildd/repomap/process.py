@@ -15,6 +15,7 @@ from buildd.process import Spawner
 from buildd.repomap.wire import MAX_LINE, Failure, FailureClass, Progress, Reply, Request
 
 _INHERITED = ("PATH", "HOME", "TMPDIR")
+_OWN = {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}  # numpy's library would start threads that nothing uses
 _REPLIES: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 A = TypeVar("A")
 
@@ -55,7 +56,7 @@ async def ask(
         last = reply
         return True
 
-    env = {name: os.environ[name] for name in _INHERITED if name in os.environ} | {"LC_ALL": "C.UTF-8"} | dict(cookie)
+    env = {name: os.environ[name] for name in _INHERITED if name in os.environ} | _OWN | dict(cookie)
     with trio.move_on_after(timeout) as scope:
         try:
             ended = await converse(
