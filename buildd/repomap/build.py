@@ -21,7 +21,7 @@ from buildd.repomap.cache import Cache
 from buildd.repomap.queries import version_of
 from buildd.repomap.records import Record, Task
 from buildd.repomap.wire import BuildRequest, Built, Progress
-from buildd.repos.trees import EXECUTABLE, FILE, LINK, GitStore, RawEntry
+from buildd.repos.trees import EXECUTABLE, FILE, LINK, GitStore, RawEntry, map_little
 
 _KEPT_AT_ONCE = 256
 _NOT_KEPT = frozenset({"missing", "too_large", "crashed"})
@@ -34,6 +34,7 @@ def build(request: BuildRequest, report: Callable[[Progress], None]) -> Built:
     """Fill `request.output`. Raises NotFound, InvalidInput, OSError, sqlite.Error."""
     report(Progress(stage="listing"))
     gc.disable()  # the process ends with the map; until then everything that it makes is needed
+    map_little()
     with GitStore(Path(request.repository)) as store:
         entries = store.raw_listing(store.resolve(request.commit))
         attributes = _attributes(store, entries)

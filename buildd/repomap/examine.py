@@ -23,7 +23,7 @@ _MAX_COUNT = 0xFFFF
 _WORD_STARTS = re.compile(r"[a-z0-9][A-Z]|[A-Za-z0-9]_+[A-Za-z0-9]")
 _LONG = 8
 _TYPE_WEIGHT = 28
-_MAX_HASHES = 1 << 16
+_MAX_HASHES = 1 << 15
 
 
 class _Hashes(dict[bytes, int]):

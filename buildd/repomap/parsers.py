@@ -24,7 +24,7 @@ _MAX_PENDING = 32
 _READ_BYTES = 1 << 18
 _MAX_MEMORY = 1 << 30
 """More than it began with; then an allocation fails."""
-_RECYCLE_BYTES = 96 << 20
+_RECYCLE_BYTES = 64 << 20
 _WALL_FACTOR = 20
 """A child that gets no processor time at all is given up after this many times the limit."""
 _ATTEMPTS = 2

@@ -33,13 +33,14 @@ from buildd.repos import limits, local
 from buildd.repos.checkout import Writer
 from buildd.repos.snapshot import snapshot
 
-__all__ = ["Branch", "Child", "Entry", "GitStore", "RawEntry", "crc32", "list_branches", "snapshot"]
+__all__ = ["Branch", "Child", "Entry", "GitStore", "RawEntry", "crc32", "list_branches", "map_little", "snapshot"]
 
 pygit2.settings.owner_validation = False
 
 DIRECTORY, FILE, EXECUTABLE, LINK, SUBMODULE = 0o040000, 0o100644, 0o100755, 0o120000, 0o160000
 _RAW_ENTRY = re.compile(rb"([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
 _MAX_IDLE_HANDLES = 8
+_WINDOW_BYTES, _MAPPED_BYTES = 1 << 20, 16 << 20
 
 
 class Entry(NamedTuple):
@@ -377,6 +378,15 @@ class GitStore:
             return repository.get(_oid(id))
         except (pygit2.GitError, ValueError) as error:
             raise NotFound(f"cannot read object {id} in {self.path}: {error}") from None
+
+
+def map_little() -> None:
+    """From now on this process maps little of packs at a time: for those that read whole repositories and end.
+
+    libgit2 would keep in memory whatever it has read of a pack. Reading takes some hundredths longer.
+    """
+    pygit2.settings.mwindow_size = _WINDOW_BYTES
+    pygit2.settings.mwindow_mapped_limit = _MAPPED_BYTES
 
 
 def list_branches(path: Path) -> list[Branch]:
