@@ -92,7 +92,7 @@ def engine_version() -> str:
     return hashlib.sha256(f"{MAP_VERSION} {text}".encode()).hexdigest()[:16]
 
 
-MAP_VERSION = 2
+MAP_VERSION = 3
 """The next number when ranking or files change."""
 
 

@@ -46,7 +46,8 @@ _TELLING[[KINDS.index(kind) for kind in ONLY_SCOPES]] = 0.0
 _BODIES = np.array([kind in ("function", "method", "constructor") for kind in KINDS])
 _MODULES = np.array([kind in ("module", "namespace") for kind in KINDS])
 _TEST_MODULES = np.array([word_hash(name) for name in (b"test", b"tests")], U64)
-_IN_TEST_MODULE = 0.05
+_IN_TEST_MODULE = 0.0025
+"""Its root, by which scores go, is what files with tests weigh."""
 _UNTOLD = 0.01
 """Instead of nothing, for definitions that nobody else can name."""
 _MAX_DEPTH = 16
