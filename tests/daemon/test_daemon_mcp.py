@@ -209,7 +209,7 @@ async def test_a_map_is_made_when_asked_for_and_answers_questions_also_in_the_ol
         assert asked["unknown"] == ["nothing_has_it"]
 
         files = await session.answer("get_repo_critical_files", repo=url)
-        assert files["files"][0]["path"] == "src/greeting.py"
+        assert {file["path"] for file in files["files"][:2]} == {"src/greeting.py", "src/main.py"}
         assert files["files"][0]["role"] == "source"
         found = await session.answer("search_definitions", repo=url, name="*r*", kind="function", limit=1)
         assert (len(found["definitions"]), found["total"], found["next_offset"]) == (1, 2, 1)
