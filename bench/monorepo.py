@@ -67,11 +67,6 @@ def source_text(recipe: Recipe, version: int) -> str:
     return f"/* {recipe.name}, version {version:06} */\n" + "".join(functions)
 
 
-def lone_package() -> Recipe:
-    """One more package with the recipe that all have, except that it depends on nothing."""
-    return Recipe(name="p99999", phases=_phases("p99999"))
-
-
 def last_leaf(recipes: Sequence[Recipe]) -> Recipe:
     """The last package that nobody depends on and that depends on something."""
     needed = {name for recipe in recipes for name in recipe.depends}

@@ -17,7 +17,7 @@ from bench.daemon import BenchError, Daemon
 from bench.edges import check_idle, write_edges
 from bench.figures import Options
 from bench.makespan import WORKERS, Graph, critical_path, draw_durations, lower_bound, read_graphs
-from bench.monorepo import SOURCE, directory_of, draw_packages, last_leaf, lone_package, source_text, write_monorepo
+from bench.monorepo import SOURCE, directory_of, draw_packages, last_leaf, source_text, write_monorepo
 from bench.packages import GIT_ENVIRONMENT, Recipe, commit_file
 from bench.starts import build_all, check_latest, in_turns, peer_command, timed
 from buildd.planner.graph import dependents, topological_order, urgency
@@ -54,12 +54,6 @@ def test_nobody_depends_on_the_package_that_is_changed() -> None:
     assert not any(leaf.name in recipe.depends for recipe in recipes)
 
 
-def test_the_lone_package_is_none_of_the_others_and_has_their_recipe() -> None:
-    lone, other = lone_package(), draw_packages(1)[0]
-    assert lone.name not in {recipe.name for recipe in draw_packages(10_000)}
-    assert {k: v.replace(lone.name, other.name) for k, v in lone.phases.items()} == other.phases
-
-
 def test_the_repository_is_clean_and_packed_and_a_commit_changes_one_file_of_it(tmp_path: Path) -> None:
     recipes = draw_packages(120)
     repository = write_monorepo(tmp_path / "repository", recipes)
@@ -75,9 +69,9 @@ def test_the_repository_is_clean_and_packed_and_a_commit_changes_one_file_of_it(
 
 
 def test_versions_of_a_source_differ_in_content_and_not_in_length() -> None:
-    lone = lone_package()
-    assert source_text(lone, 1) != source_text(lone, 20)
-    assert len(source_text(lone, 1)) == len(source_text(lone, 20))
+    (recipe,) = draw_packages(1)
+    assert source_text(recipe, 1) != source_text(recipe, 20)
+    assert len(source_text(recipe, 1)) == len(source_text(recipe, 20))
 
 
 @needs_peers
