@@ -70,6 +70,44 @@ class RepoMapStatus(Struct, frozen=True, kw_only=True):
     """On the disk."""
 
 
+class MapTag(Struct, frozen=True, kw_only=True):
+    """A definition."""
+
+    path: str
+    name: str
+    kind: str
+    line: int
+    """From 1."""
+    end_line: int
+    parent: str
+    """What encloses it, outermost first, joined by dots; empty at the top of a file."""
+    signature: str
+    score: float
+    """Share of the rank of the whole repository that it has."""
+
+
+class MapRef(Struct, frozen=True, kw_only=True):
+    """A line that names an identifier, outside comments and strings."""
+
+    path: str
+    line: int
+    """From 1."""
+    text: str
+
+
+class RankedFile(Struct, frozen=True, kw_only=True):
+    path: str
+    score: float
+    """Share of the rank of the whole repository."""
+    language: str
+    """Empty when it is none of those that are parsed."""
+    lines: int
+    bytes: int
+    definitions: int
+    role: str
+    """`source`, `test`, `vendored`, `generated`, `example`, `documentation` or `configuration`."""
+
+
 class Repository(Struct, frozen=True, kw_only=True):
     """A URL and its bare clone."""
 

@@ -16,7 +16,10 @@ from buildd.model import (
     BuildRecord as BuildRecord,
     CloneProgress as CloneProgress,
     Event as Event,
+    MapRef as MapRef,
+    MapTag as MapTag,
     PackageState as PackageState,
+    RankedFile as RankedFile,
     RepoMapStatus as RepoMapStatus,
     Repository as Repository,
     Stats as Stats,
@@ -366,22 +369,6 @@ class MapTagsParams(RevisionParams, frozen=True, kw_only=True):
     offset: int = 0
 
 
-class MapTag(Struct, frozen=True, kw_only=True):
-    """A definition."""
-
-    path: str
-    name: str
-    kind: str
-    line: int
-    """From 1."""
-    end_line: int
-    parent: str
-    """What encloses it, outermost first, joined by dots; empty at the top of a file."""
-    signature: str
-    score: float
-    """Share of the rank of the whole repository that it has."""
-
-
 class MapTags(Struct, frozen=True, kw_only=True):
     tags: tuple[MapTag, ...]
     """Best first."""
@@ -394,15 +381,6 @@ class MapRefsParams(RevisionParams, frozen=True, kw_only=True):
     """An identifier."""
     limit: int = 100
     offset: int = 0
-
-
-class MapRef(Struct, frozen=True, kw_only=True):
-    """A line that names an identifier, outside comments and strings."""
-
-    path: str
-    line: int
-    """From 1."""
-    text: str
 
 
 class MapRefs(Struct, frozen=True, kw_only=True):
@@ -448,19 +426,6 @@ class FilesParams(RevisionParams, frozen=True, kw_only=True):
     limit: int = 50
     timeout: float = 0.0
     """Seconds that the answer may wait for the map to be made, at most MAX_POLL_S."""
-
-
-class RankedFile(Struct, frozen=True, kw_only=True):
-    path: str
-    score: float
-    """Share of the rank of the whole repository."""
-    language: str
-    """Empty when it is none of those that are parsed."""
-    lines: int
-    bytes: int
-    definitions: int
-    role: str
-    """`source`, `test`, `vendored`, `generated`, `example`, `documentation` or `configuration`."""
 
 
 class RankedFiles(Struct, frozen=True, kw_only=True):

@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
+from buildd.model import MapTag
 from buildd.repomap.sections import DamagedMap, Sections
-from buildd.repomap.wire import TAGS_FILE, Tag
+from buildd.repomap.wire import TAGS_FILE
 
 INDEX_FILE = "index"
 
-_decode_tag = msgspec.json.Decoder(Tag).decode
+_decode_tag = msgspec.json.Decoder(MapTag).decode
 
 
 class Meta(msgspec.Struct, frozen=True):
@@ -58,7 +59,7 @@ class MapIndex:
     def _offsets(self) -> memoryview[int]:
         return self.column("definition_offset", "Q")
 
-    def tag(self, number: int) -> Tag:
+    def tag(self, number: int) -> MapTag:
         """A definition by its number, which counts in the order of `tags.jsonl`."""
         start, end = self._offsets[number], self._offsets[number + 1]
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildd.errors import NotFound
+from buildd.model import MapRef, RankedFile
 from buildd.repomap import roles
 from buildd.repomap.index import MapIndex
 from buildd.repomap.languages import NAMES
@@ -22,8 +23,6 @@ from buildd.repomap.records import KINDS, word_hash
 from buildd.repomap.wire import (
     Files,
     FilesRequest,
-    RankedFile,
-    Ref,
     Refs,
     RefsRequest,
     Tags,
@@ -146,7 +145,7 @@ def refs(request: RefsRequest) -> Refs:
             _matching(index, request.name, "", "") if request.name and not _PATTERN.search(request.name) else []
         )
         files = _files_naming(index, request.name)
-        found: list[Ref] = []
+        found: list[MapRef] = []
         total = 0
         ids, paths = index.sections["ids"], index.paths
         language = index.column("language", "B")
@@ -167,7 +166,7 @@ def refs(request: RefsRequest) -> Refs:
                     lines = content.split(b"\n")
                     for at, number in enumerate(numbers, start=start):
                         if at >= request.offset and len(found) < request.limit:
-                            found.append(Ref(path=paths[file], line=number, text=_shortened(lines[number - 1])))
+                            found.append(MapRef(path=paths[file], line=number, text=_shortened(lines[number - 1])))
         return Refs(definitions=tuple(map(index.tag, definitions[: request.limit])), refs=tuple(found), total=total)
 
 

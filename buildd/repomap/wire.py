@@ -11,6 +11,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from buildd.model import MapRef, MapTag, RankedFile
+
 Stage = Literal["listing", "parsing", "ranking", "writing"]
 FailureClass = Literal["not_found", "invalid", "disk_full", "damaged", "other"]
 """`not_found` and `invalid` are faults of the question, `damaged` one of the published directory."""
@@ -108,22 +110,8 @@ class TagsRequest(Struct, frozen=True, kw_only=True, tag="tags"):
     offset: int = 0
 
 
-class Tag(Struct, frozen=True, kw_only=True):
-    path: str
-    name: str
-    kind: str
-    line: int
-    """From 1."""
-    end_line: int
-    parent: str
-    """What encloses it, outermost first, joined by dots; empty at the top of a file."""
-    signature: str
-    score: float
-    """Share of the rank of the whole repository that this definition has."""
-
-
 class Tags(Struct, frozen=True, kw_only=True, tag="tags"):
-    tags: tuple[Tag, ...]
+    tags: tuple[MapTag, ...]
     total: int
     """That fulfil the conditions."""
 
@@ -137,17 +125,9 @@ class RefsRequest(Struct, frozen=True, kw_only=True, tag="refs"):
     offset: int = 0
 
 
-class Ref(Struct, frozen=True, kw_only=True):
-    path: str
-    line: int
-    """From 1."""
-    text: str
-    """The line, without the blanks around it, shortened where it is long."""
-
-
 class Refs(Struct, frozen=True, kw_only=True, tag="refs"):
-    definitions: tuple[Tag, ...]
-    refs: tuple[Ref, ...]
+    definitions: tuple[MapTag, ...]
+    refs: tuple[MapRef, ...]
     total: int
 
 
@@ -156,19 +136,6 @@ class FilesRequest(Struct, frozen=True, kw_only=True, tag="files"):
 
     source: Source
     limit: int = 50
-
-
-class RankedFile(Struct, frozen=True, kw_only=True):
-    path: str
-    score: float
-    """Share of the rank of the whole repository."""
-    language: str
-    """Empty when it is none of those that are parsed."""
-    lines: int
-    bytes: int
-    definitions: int
-    role: str
-    """`source`, `test`, `vendored`, `generated`, `example`, `documentation` or `configuration`."""
 
 
 class Files(Struct, frozen=True, kw_only=True, tag="files"):

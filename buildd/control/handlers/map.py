@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from buildd import protocol
 from buildd.control.handlers.services import Services
 from buildd.control.socket import Peer
 from buildd.errors import InvalidInput
@@ -108,7 +105,7 @@ async def tags(services: Services, params: MapTagsParams, peer: Peer) -> MapTags
         ),
         wire.Tags,
     )
-    return MapTags(tags=_tags(found.tags), total=found.total)
+    return MapTags(tags=found.tags, total=found.total)
 
 
 async def refs(services: Services, params: MapRefsParams, peer: Peer) -> MapRefs:
@@ -119,8 +116,7 @@ async def refs(services: Services, params: MapRefsParams, peer: Peer) -> MapRefs
         lambda source: wire.RefsRequest(source=source, name=params.name, limit=params.limit, offset=params.offset),
         wire.Refs,
     )
-    lines = tuple(protocol.MapRef(path=ref.path, line=ref.line, text=ref.text) for ref in found.refs)
-    return MapRefs(definitions=_tags(found.definitions), refs=lines, total=found.total)
+    return MapRefs(definitions=found.definitions, refs=found.refs, total=found.total)
 
 
 async def files(services: Services, params: FilesParams, peer: Peer) -> RankedFiles:
@@ -131,8 +127,7 @@ async def files(services: Services, params: FilesParams, peer: Peer) -> RankedFi
     found = await services.maps.question(
         params.repo, made.commit, lambda source: wire.FilesRequest(source=source, limit=params.limit), wire.Files
     )
-    ranked = tuple(protocol.RankedFile(**msgspec.structs.asdict(file)) for file in found.files)
-    return RankedFiles(repo_map_status=made, files=ranked, total=found.total)
+    return RankedFiles(repo_map_status=made, files=found.files, total=found.total)
 
 
 async def _made(services: Services, params: RevisionParams, timeout: float) -> RepoMapStatus:
@@ -148,7 +143,3 @@ def _check_page(limit: int, offset: int) -> None:
         raise InvalidInput(f"limit is between 1 and {_MOST}, not {limit}")
     if offset < 0:
         raise InvalidInput(f"an offset is not negative: {offset}")
-
-
-def _tags(found: tuple[wire.Tag, ...]) -> tuple[protocol.MapTag, ...]:
-    return tuple(protocol.MapTag(**msgspec.structs.asdict(tag)) for tag in found)
