@@ -371,7 +371,7 @@ def test_verify_finds_and_sets_aside_what_is_damaged(pair: tuple[Daemon, Any], r
     assert "lib/lib: its SHA-256 is " in done.stdout
     assert "1 artifact sound, 1 damaged" in done.stderr
     assert output_of(daemon, view, "lib") not in on_disk(daemon)
-    (event,) = events(daemon, "artifact_damaged")
+    (event,) = until(lambda: events(daemon, "artifact_damaged"), "it is told")
     assert event["data"]["output_id"] == output_of(daemon, view, "lib")
     assert event["data"]["packages"][0].startswith("lib@")
     assert Path(event["data"]["kept"]).is_dir()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Daemon, GitServer, RpcError, Workspace, booted, git, named, states
+from harness import Daemon, GitServer, RpcError, Workspace, booted, git, named, states, until
 
 from buildd.protocol import RunView
 
@@ -474,8 +474,12 @@ def test_a_record_with_its_inputs_is_there_before_the_first_phase(daemon: Daemon
     assert found["outputs"] == {"base": base.output_id}
     assert list(found["parts"]["dependencies"]) == ["base"]
     assert key == record.key
-    kinds = [e.kind for e in daemon.events(number) if e.package == "waiting"]
-    assert kinds == ["package_started", "package_phase"]
+
+    def told() -> list[str]:
+        return [e.kind for e in daemon.events(number) if e.package == "waiting"]
+
+    until(lambda: len(told()) > 1, "what has happened is on the disk, and so can be read")
+    assert told() == ["package_started", "package_phase"]
 
     daemon.open_gate(workspace.mark)
     assert built(daemon.wait(number)) == {"base", "waiting"}
