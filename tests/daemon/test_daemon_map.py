@@ -281,7 +281,7 @@ def test_a_map_that_was_being_made_when_the_daemon_died_has_failed(
     cause = {"killed": "the daemon was killed", "machine down": "the machine went down"}[how]
     assert (failed["status"], failed["error"]) == ("failed", f"interrupted: {cause} while the map was made")
     assert left(daemon) == published(daemon) == []
-    assert daemon.events(None, "map_failed")
+    until(lambda: daemon.events(None, "map_failed"), "it is told")
     daemon.expect("no map was made")
     assert made(daemon, repository)["status"] == "complete"
 
