@@ -11,6 +11,7 @@ and no database is needed to make room; one collection at a time.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -41,6 +42,7 @@ SLACK = 0.05
 _REST_S, _REST_COST = 1.0, 20
 """After a look none for so many seconds, and for so many times what it took."""
 _UNMET_REST_S = 60.0
+_END_WITHIN_S = 2.0
 """The same where nothing more can go. A build that finds the disk full is reason to look at once, in any case."""
 _ROUNDS = 3
 """Choices for one collection: a victim may come into use before it goes, and another goes in its place."""
@@ -202,7 +204,21 @@ class Collector:
                 self._forget(outputs)
             going += part
             await trio.lowlevel.checkpoint()
-        gone, failed = await in_thread(self._remove_files, going, abandon_on_cancel=True)
+        begun, ended = threading.Event(), threading.Event()
+
+        def work() -> tuple[list[Victim], list[tuple[Victim, OSError]]]:
+            begun.set()
+            try:
+                return self._remove_files(going)
+            finally:
+                ended.set()
+
+        try:
+            gone, failed = await in_thread(work, abandon_on_cancel=True)
+        finally:  # what is being removed is gone before the daemon ends, unless that takes long
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _END_WITHIN_S):
+                while begun.is_set() and not ended.is_set():  # noqa: ASYNC110  # a thread that was left tells nobody
+                    await trio.sleep(0.01)
         account.gone(gone, packages)
         account.failed(failed)
         return len(gone) == len(victims)
