@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -218,7 +217,3 @@ def _generate(path: Path, files: int) -> Path:
     for _ in range(2):
         git("commit", "-q", "--allow-empty", "-m", "work", cwd=path)
     return path
-
-
-if __name__ == "__main__":
-    sys.exit("run it as `python -m bench repomap`")

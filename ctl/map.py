@@ -7,14 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
+
+import msgspec
 
 from buildd import protocol
 from buildd.protocol import RepoMapStatus
 from ctl.actions import Actions, action_parsers, run_action
 from ctl.client import QUICK_S, Client
 from ctl.failure import FAILED, INTERRUPTED, NOT_FOUND, OK, REFUSED, USAGE, CtlError
-from ctl.output import note, say, say_json, say_lines
+from ctl.output import note, say, say_bytes, say_json, say_lines
 from ctl.repo import clone_and_wait
 from ctl.target import is_address, repository_and_revision
 from ctl.text import duration, moment, plural, printable, size, table
@@ -22,7 +24,7 @@ from ctl.verbs import Verb, connection_options
 
 POLL_S = 1.0
 """How often the progress of a map is shown at least."""
-_FILES = {"jsonl": "tags.jsonl", "ctags": "tags"}
+_FILES: dict[str, Literal["tags.jsonl", "tags"]] = {"jsonl": "tags.jsonl", "ctags": "tags"}
 _READER_S = 90.0
 """What an answer may take that a process gives which has to load a map first."""
 T = TypeVar("T", protocol.MapText, protocol.RankedFiles)
@@ -50,8 +52,7 @@ def _get(args: argparse.Namespace, client: Client) -> int:
             found = await_map(client, repo, lambda: client.call("map.get", params, protocol.MapText, timeout=_READER_S))
             status = found.repo_map_status
         else:
-            request = protocol.MapRequestParams(repo=repo, revision=revision)
-            status = _await_status(client, repo, request)
+            status = _await_status(client, repo, revision)
     except KeyboardInterrupt:
         note(f"\nbuildctl: interrupted; the map is made all the same. Stop it: buildctl map cancel {printable(repo)}")
         return INTERRUPTED
@@ -63,9 +64,10 @@ def _get(args: argparse.Namespace, client: Client) -> int:
     if args.format == "text":
         for name in found.unknown:
             note(f"buildctl: nothing is called {printable(name)}")
-        _write(found.text.encode())
+        say_bytes(found.text.encode())
     else:
-        _copy_file(client, repo, status.commit, _FILES[args.format])
+        file = _FILES[args.format]
+        _copy_file(client, protocol.MapReadParams(repo=repo, revision=status.commit, file=file))
     return OK
 
 
@@ -95,9 +97,9 @@ def await_map(client: Client, repo: str, ask: Callable[[], T]) -> T:
         shown = _show_progress(found.repo_map_status, shown)
 
 
-def _await_status(client: Client, repo: str, request: protocol.MapRequestParams) -> RepoMapStatus:
+def _await_status(client: Client, repo: str, revision: str) -> RepoMapStatus:
     """The status of a map when it is made."""
-    files = protocol.FilesParams(repo=repo, revision=request.revision, limit=1, timeout=POLL_S)
+    files = protocol.FilesParams(repo=repo, revision=revision, limit=1, timeout=POLL_S)
     found = await_map(client, repo, lambda: client.call("repo.files", files, protocol.RankedFiles, timeout=_READER_S))
     return found.repo_map_status
 
@@ -115,28 +117,16 @@ def _show_progress(status: RepoMapStatus, shown: str) -> str:
     return line
 
 
-def _write(data: bytes) -> None:
-    """As it is for a program, harmless for a terminal."""
-    if sys.stdout.isatty():
-        data = printable(data.decode(errors="replace"), "\t\n").encode()
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-
-
-def _copy_file(client: Client, repo: str, commit: str, file: str) -> None:
+def _copy_file(client: Client, params: protocol.MapReadParams) -> None:
     """Print a file of a map, however large it is."""
-    offset = 0
     while True:
-        answer = client.raw("map.read", {"repo": repo, "revision": commit, "file": file, "offset": offset})
-        import base64
-
-        data = base64.b64decode(answer["data"])
-        _write(data)
-        if answer["finished"]:
+        chunk = client.call("map.read", params, protocol.MapChunk)
+        say_bytes(chunk.data)
+        if chunk.finished:
             return
-        if answer["next_offset"] <= offset:
-            raise CtlError(f"the daemon sends no more of {file} after {offset} bytes")
-        offset = answer["next_offset"]
+        if chunk.next_offset <= params.offset:
+            raise CtlError(f"the daemon sends no more of {params.file} after {params.offset} bytes")
+        params = msgspec.structs.replace(params, offset=chunk.next_offset)
 
 
 def _status(args: argparse.Namespace, client: Client) -> int:

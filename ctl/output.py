@@ -32,6 +32,16 @@ def say_json(value: object) -> None:
     sys.stdout.buffer.write(text.encode() + b"\n")
 
 
+def say_bytes(data: bytes) -> None:
+    """What others wrote: as it is for a program, harmless for a terminal."""
+    from ctl.text import printable
+
+    if sys.stdout.isatty():
+        data = printable(data.decode(errors="replace"), "\t\n").encode()
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+
+
 def colourful() -> bool:
     """Whether standard output takes colours (see no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Iterator
 
 from buildd import protocol
 from ctl.actions import Actions
 from ctl.client import Client, plain
 from ctl.failure import FAILED, OK, CtlError
-from ctl.output import note, say, say_json, say_lines
+from ctl.output import note, say, say_bytes, say_json, say_lines
 from ctl.target import repository_and_revision
 from ctl.text import plural, printable, size, table
 
@@ -78,16 +77,8 @@ def _cat(args: argparse.Namespace, client: Client) -> int:
             return FAILED
         if page.last_line < page.first_line and first > 1:
             note(f"{printable(page.path)} has {plural(page.lines, 'line')}")
-        _write(page.text)
+        say_bytes(page.text.encode())
     return OK
-
-
-def _write(text: str) -> None:
-    """As it is for a program, harmless for a terminal."""
-    if sys.stdout.isatty():
-        text = printable(text, "\t\n")
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode())
 
 
 def _pages(client: Client, params: protocol.CatParams) -> Iterator[protocol.FileContent]:

@@ -28,6 +28,7 @@ FLOORS = [  # from top to bottom
         "errors",
         "process",
         "conversation",
+        "answering",
         "systemd",
         "logging",
         "heap",

@@ -6,7 +6,6 @@ has one thread, so nothing can be held by another one that the child does not ha
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -14,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-_PR_SET_PDEATHSIG = 1
+from buildd.answering import die_with
 
 
 class Child:
@@ -72,12 +71,3 @@ def _data() -> int:
     """What counts against RLIMIT_DATA."""
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[5]) * resource.getpagesize()
-
-
-def die_with(parent: int) -> None:
-    """Be killed when the parent ends. Raises ProcessLookupError when it is not the parent any more, OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "cannot ask to die with the parent process")
-    if os.getppid() != parent:
-        raise ProcessLookupError("the parent process is gone")

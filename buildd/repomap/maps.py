@@ -18,7 +18,7 @@ import os
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -37,9 +37,10 @@ from buildd.repomap.process import MapFailed, ask
 from buildd.repomap.wire import Answer, BuildRequest, Built, Progress, Request, Source
 from buildd.repos.clones import Clones
 from buildd.repos.trees import GitStore
-from buildd.repos.url import parse_url
+from buildd.repos.url import SCHEMES, parse_url
 from buildd.scope import Scope
 from buildd.store import remains
+from buildd.store.tree import sync_directory
 from buildd.threads import in_thread
 
 log = structlog.get_logger(__name__)
@@ -198,7 +199,7 @@ class Maps:
 
     async def read(self, repo: str, revision: str, file: str, offset: int, limit: int) -> tuple[bytes, int]:
         """A piece of a file of a complete map, and the size of the file. Raises as `question`."""
-        async with self._hold(await self._key(repo, revision)) as status:
+        with self._hold(await self._key(repo, revision)) as status:
             return await in_thread(_piece, Path(status.output_path or "") / file, offset, limit)
 
     async def question(
@@ -211,7 +212,7 @@ class Maps:
         """
         key = await self._key(repo, revision)
         try:
-            async with self._hold(key) as status:
+            with self._hold(key) as status:
                 return await self._ask(key, status, make, answer)
         except MapFailed as error:
             if error.kind == "invalid":
@@ -294,10 +295,7 @@ class Maps:
         jobs = [job for key, job in self._jobs.items() if key in wanted]
         if not jobs:
             raise NotFound(f"no map of {repo} is being made")
-        for job in jobs:
-            job.cancel()
-        for job in jobs:
-            await job.done.wait()
+        await _stop(jobs)
         return len(jobs)
 
     def changed(self, repository: Repository) -> None:
@@ -307,11 +305,7 @@ class Maps:
 
     async def stop(self, url: str) -> None:
         """Stop making maps of a repository, if there are any being made."""
-        jobs = [job for key, job in self._jobs.items() if key[0] == url]
-        for job in jobs:
-            job.cancel()
-        for job in jobs:
-            await job.done.wait()
+        await _stop([job for key, job in self._jobs.items() if key[0] == url])
 
     async def forget(self, url: str) -> None:
         """Remove what there is of a repository that was deleted."""
@@ -381,7 +375,8 @@ class Maps:
             async with Scope(f"map {key[0]} {key[1][:12]}", close_within=_CLEANUP_LIMIT) as scope:
                 incoming = self._incoming / job.status.build_id
                 incoming.mkdir(mode=0o750)
-                scope.add("incoming directory", partial(_discard, incoming))  # unless it was put in its place
+                discard = partial(remains.discard_in_thread, incoming)
+                scope.add("incoming directory", discard)  # unless it was put in its place
                 request = BuildRequest(
                     parent_pid=os.getpid(),
                     repository=repository.path,
@@ -460,19 +455,15 @@ class Maps:
     # --- what is on the disk ------------------------------------------------------------------------------
 
     def _place(self, key: Key) -> Path:
-        return self._root / parse_url(key[0], ("https", "http", "ssh", "git", "file")).directory / key[1]
+        return self._root / parse_url(key[0], SCHEMES).directory / key[1]
 
     def _publish(self, incoming: Path, place: Path) -> None:
         """Put a complete map in its place, durably. Blocks."""
         self._remove(place)
         place.parent.mkdir(mode=0o755, exist_ok=True)
         incoming.rename(place)
-        for directory in (place.parent, self._root):
-            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        sync_directory(place.parent)
+        sync_directory(self._root)
 
     def _remove(self, place: Path) -> None:
         """Make a published map disappear at once, then remove it. Blocks."""
@@ -504,8 +495,8 @@ class Maps:
         if status.output_path is not None:
             await in_thread(self._remove, Path(status.output_path))
 
-    @contextlib.asynccontextmanager
-    async def _hold(self, key: Key) -> AsyncIterator[RepoMapStatus]:
+    @contextlib.contextmanager
+    def _hold(self, key: Key) -> Iterator[RepoMapStatus]:
         """A complete map that stays as long as the context lasts. Raises NotFound, Refused."""
         status = self._all().get(key)
         if status is None:
@@ -542,6 +533,13 @@ class Maps:
             return repository.url, await in_thread(_resolve, Path(repository.path), revision or None)
 
 
+async def _stop(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        job.cancel()
+    for job in jobs:
+        await job.done.wait()
+
+
 def _resolve(path: Path, revision: str | None) -> str:
     with GitStore(path) as store:
         return store.resolve(revision)
@@ -552,8 +550,3 @@ def _piece(path: Path, offset: int, limit: int) -> tuple[bytes, int]:
         size = os.fstat(file.fileno()).st_size
         file.seek(offset)
         return file.read(limit), size
-
-
-async def _discard(path: Path) -> None:
-    """Remove a tree; cut short, it goes on in the background, and what cannot be removed now is tried again."""
-    await in_thread(remains.discard, path, abandon_on_cancel=True)

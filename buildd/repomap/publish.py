@@ -15,6 +15,7 @@ from buildd.repomap.records import Record
 from buildd.repomap.sections import pack
 from buildd.repomap.wire import CTAGS_FILE, LEFT_OUT_FILE, TAGS_FILE, TEXT_FILE, BuildRequest, Progress
 from buildd.repos.trees import RawEntry
+from buildd.store.tree import sync_directory
 
 _encode = msgspec.json.Encoder().encode
 _CTAGS_HEAD = (
@@ -165,9 +166,5 @@ def _sync(directory: str) -> int:
             size += os.fstat(fd).st_size
         finally:
             os.close(fd)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(directory)
     return size

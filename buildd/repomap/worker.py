@@ -7,14 +7,12 @@ outlives the daemon.
 from __future__ import annotations
 
 import errno
-import os
 import sys
-import time
 
 import msgspec
 
+from buildd.answering import Answers, die_with, lead_group
 from buildd.errors import BuilddError, InvalidInput, NotFound
-from buildd.repomap.forks import die_with
 from buildd.repomap.sections import DamagedMap
 from buildd.repomap.wire import (
     Answer,
@@ -23,44 +21,17 @@ from buildd.repomap.wire import (
     FilesRequest,
     Progress,
     RefsRequest,
-    Reply,
     Request,
     TagsRequest,
     TextRequest,
 )
 from buildd.store.trouble import kind_of
 
-_REPORT_INTERVAL = 0.1
-_encode = msgspec.json.Encoder().encode
-
-
-class _Reporter:
-    """Writes replies; progress of one stage at most ten times a second."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._stage = ""
-        self._next_at = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if progress.stage != self._stage or now >= self._next_at:
-            self._next_at = now + _REPORT_INTERVAL
-            self._stage = progress.stage
-            self.send(progress)
-
-    def send(self, reply: Reply) -> None:
-        data = memoryview(_encode(reply) + b"\n")
-        while data:
-            data = data[os.write(self._fd, data) :]
-
 
 def main() -> None:
     """Serve one request and exit; status 0 when an answer or a `Failure` was written."""
-    replies = _Reporter(os.dup(1))
-    os.dup2(2, 1)  # a stray print must not look like a reply
-    if os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
+    replies: Answers[Progress] = Answers()
+    lead_group()
     try:
         request: Request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
         parent = request.parent_pid if isinstance(request, BuildRequest) else request.source.parent_pid
@@ -80,7 +51,7 @@ def main() -> None:
         replies.send(Failure(kind="disk_full" if full else "other", message=f"{type(error).__name__}: {error}"))
 
 
-def serve(request: Request, report: _Reporter) -> Answer:
+def serve(request: Request, report: Answers[Progress]) -> Answer:
     """Carry out `request`. Raises BuilddError, DamagedMap, OSError, sqlite.Error."""
     if isinstance(request, BuildRequest):
         from buildd.repomap.build import build

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from buildd.repos.worker import ORIGIN_FILE
+from buildd.store.tree import sync_directory
 
 _CLONE_NAME = re.compile(r".+-[0-9a-f]{12}\.git")
 _LEFTOVER = re.compile(
@@ -69,11 +70,7 @@ class CacheDir:
         if final.exists():  # without a record, or its removal was cut off
             remove(self.set_aside(final))
         incoming.rename(final)
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(self.root)
 
 
 def remove(path: Path) -> None:

@@ -459,7 +459,8 @@ class Clones:
     async def _clone(self, job: Job) -> None:
         async with Scope(f"clone {job.url.normalized}", close_within=_CLEANUP_LIMIT) as scope:
             incoming = self._cache.incoming()
-            scope.add("incoming directory", partial(_remove_in_thread, incoming))  # unless it was put in its place
+            discard = partial(remains.discard_in_thread, incoming)
+            scope.add("incoming directory", discard)  # unless it was put in its place
             done = await self._transfer(job, incoming)
             with trio.CancelScope(shield=True):  # one rename: afterwards the clone is there, and recorded
                 await in_thread(self._cache.put_in_place, incoming, job.url.directory)
@@ -539,11 +540,6 @@ class Clones:
 
     async def _remove(self, path: Path) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT) as scope:
-            await _remove_in_thread(path)
+            await remains.discard_in_thread(path)
         if scope.cancelled_caught:
             log.warning("removing a directory takes long; it goes on in the background", path=str(path))
-
-
-async def _remove_in_thread(path: Path) -> None:
-    """Remove a tree; cut short, it goes on in the background, and what cannot be removed now is tried again."""
-    await in_thread(remains.discard, path, abandon_on_cancel=True)

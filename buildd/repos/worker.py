@@ -10,65 +10,34 @@ A clone that is reported as done is complete on disk: every file and directory o
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
+from buildd.answering import Answers, die_with, lead_group
 from buildd.repos import gitcli
 from buildd.repos.references import References, read_references
-from buildd.repos.wire import Done, Failure, Progress, Reply, Request, TransferError
+from buildd.repos.wire import Done, Failure, Progress, Request, TransferError
 
 ORIGIN_FILE = "buildd-origin"
 """File in each clone that holds its normalised URL."""
-_PR_SET_PDEATHSIG = 1
-_REPORT_INTERVAL = 0.1
-_ENCODER = msgspec.json.Encoder()
 
 
 class _Transport(Protocol):
-    def clone(self, report: _Reporter, /) -> None: ...
-    def fetch(self, report: _Reporter, /) -> None: ...
+    def clone(self, report: Answers[Progress], /) -> None: ...
+    def fetch(self, report: Answers[Progress], /) -> None: ...
     def references(self) -> References | None: ...
-
-
-class _Reporter:
-    """Writes replies; progress of one stage at most ten times a second."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._last = Progress(stage="connecting")
-        self._next_at = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if progress.stage != self._last.stage or now >= self._next_at:
-            self._next_at = now + _REPORT_INTERVAL
-            self._last = progress
-            self.send(progress)
-
-    def finishing(self) -> None:
-        self._next_at = 0.0
-        self(msgspec.structs.replace(self._last, stage="finishing"))
-
-    def send(self, reply: Reply) -> None:
-        data = _ENCODER.encode(reply) + b"\n"
-        while data:
-            data = data[os.write(self._fd, data) :]
 
 
 def main() -> None:
     """Serve one request and exit; status 0 when a `Done` or a `Failure` was written."""
-    replies = _Reporter(os.dup(1))
-    os.dup2(2, 1)  # a stray print must not look like a reply
-    if os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
+    replies: Answers[Progress] = Answers()
+    lead_group()
     try:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
         replies.send(serve(request, os.environ, replies))
@@ -81,7 +50,7 @@ def main() -> None:
         replies.send(Failure(kind="other", message=f"{type(error).__name__}: {error}"))
 
 
-def serve(request: Request, environ: Mapping[str, str], report: _Reporter) -> Done:
+def serve(request: Request, environ: Mapping[str, str], report: Answers[Progress]) -> Done:
     """Carry out `request`. Raises TransferError or OSError."""
     git = gitcli.find_git(environ) if request.transport != "libgit2" else None
     if git is None and request.transport == "git":
@@ -108,7 +77,7 @@ def serve(request: Request, environ: Mapping[str, str], report: _Reporter) -> Do
                 return Done(bytes=None, changed=False)
         transport.fetch(report)
         changed = before != read_references(request.path)
-    report.finishing()
+    report(msgspec.structs.replace(report.told or Progress(stage="connecting"), stage="finishing"))
     return Done(bytes=_sync_tree(request.path), changed=changed)
 
 
@@ -117,11 +86,10 @@ def _die_with(parent_pid: int, *, by_handler: bool) -> None:
     if by_handler:
         number = signal.SIGTERM
         signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "cannot ask to die with the daemon")
-    if os.getppid() != parent_pid:
-        raise TransferError("interrupted", "the daemon is gone")
+    try:
+        die_with(parent_pid, number)
+    except ProcessLookupError:
+        raise TransferError("interrupted", "the daemon is gone") from None
 
 
 def _sync_tree(path: str) -> int:

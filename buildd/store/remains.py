@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from buildd.store.tree import remove_tree
+from buildd.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -35,6 +36,11 @@ def discard(path: Path) -> None:
         remove(path)
     except OSError as error:
         log.warning("something cannot be removed yet", path=str(path), error=str(error))
+
+
+async def discard_in_thread(path: Path) -> None:
+    """The same without blocking; cut short, it goes on in the background."""
+    await in_thread(discard, path, abandon_on_cancel=True)
 
 
 def remove_again() -> None:

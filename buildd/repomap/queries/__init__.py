@@ -10,8 +10,12 @@ RECORD_VERSION = 5
 """The next number when a change of `tagger`, `lexer`, `examine`, `contents` or `records` makes other records."""
 
 
+_QUERY_OF = {"tsx": "typescript"}
+"""Grammars that have all the nodes of another one."""
+
+
 def query_text(language: str) -> str:
-    return resources.files(__name__).joinpath(f"{language}.scm").read_text(encoding="utf-8")
+    return resources.files(__name__).joinpath(f"{_QUERY_OF.get(language, language)}.scm").read_text(encoding="utf-8")
 
 
 @cache
