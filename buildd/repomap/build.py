@@ -65,7 +65,7 @@ def build(request: BuildRequest, report: Callable[[Progress], None]) -> Built:
             says_generated=known is not None and known.generated,
         )
         role.append(attributes.role(entry.path, told))
-    size, definitions = publish(
+    published = publish(
         request,
         entries,
         by_file,
@@ -78,10 +78,11 @@ def build(request: BuildRequest, report: Callable[[Progress], None]) -> Built:
         files=len(entries),
         mapped=len(entries) - len(left_out),
         parsed=parsed,
-        definitions=definitions,
+        definitions=published.definitions,
         left_out=dict(sorted(Counter(left_out.values()).items())),
-        bytes=size,
+        bytes=published.bytes,
         engine=engine_version(),
+        text=published.text,
     )
 
 
@@ -149,7 +150,7 @@ def _records(
             except msgspec.MsgspecError:
                 continue
             records[task] = record if record.size <= request.max_file_bytes else Record(record.size, "too_large")
-        missing = sorted((task for task in files if task not in records), key=lambda task: (task[1], task[0]))
+        missing = sorted((task for task in files if task not in records), key=lambda task: task[1])
         if missing:
             from buildd.repomap.parsers import parse  # tree-sitter, which most maps do without
 

@@ -48,14 +48,15 @@ def examine(data: bytes, hint: str) -> Record:
     language = languages.language_of(hint, text)
     found = tagger.definitions(text, language) if language else []
     counts = lexer.references(text, language)
-    words = sorted(zip(map(_hashes.__getitem__, counts), counts.values(), strict=True))
+    by_hash = dict(zip(map(_hashes.__getitem__, counts), counts.values(), strict=True))
+    words = sorted(by_hash)
     return Record(
         size=size,
         language=language,
         lines=contents.count_lines(text),
         generated=contents.says_generated(text),
-        words=array("Q", [word for word, _ in words]).tobytes(),
-        counts=array("H", [count if count < _MAX_COUNT else _MAX_COUNT for _, count in words]).tobytes(),
+        words=array("Q", words).tobytes(),
+        counts=_half_words([by_hash[word] for word in words]),
         names=tuple(definition.name for definition in found),
         hashes=array("Q", [_hashes[definition.name.encode("utf-8", "replace")] for definition in found]).tobytes(),
         weights=bytes(weight_of(definition, language) for definition in found),
@@ -67,6 +68,13 @@ def examine(data: bytes, hint: str) -> Record:
             for definition in found
         ),
     )
+
+
+def _half_words(counts: list[int]) -> bytes:
+    try:
+        return array("H", counts).tobytes()
+    except OverflowError:  # hardly ever
+        return array("H", [min(count, _MAX_COUNT) for count in counts]).tobytes()
 
 
 def weight_of(definition: tagger.Definition, language: str) -> int:

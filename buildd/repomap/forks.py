@@ -6,14 +6,18 @@ has one thread, so nothing can be held by another one that the child does not ha
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from buildd.answering import die_with
+
+_PIPE_BYTES = 1 << 20
 
 
 class Child:
@@ -23,6 +27,8 @@ class Child:
         """It gets no more than `max_memory` bytes in addition to what it has from its parent."""
         theirs_in, self.requests = os.pipe()
         self.replies, theirs_out = os.pipe()
+        with suppress(OSError):  # there is a limit for all pipes of a user; then it waits for its parent more often
+            fcntl.fcntl(self.replies, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         parent = os.getpid()
         self._inherited = _memory(parent)
         self.pid = os.fork()

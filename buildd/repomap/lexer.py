@@ -1,9 +1,9 @@
 """References by eye: which identifiers a text names outside its comments and strings, and how often.
 
-Two passes of regular expressions over the bytes: one takes out comments and strings, one finds words. Both begin with a
-fixed set of characters, which the expression engine looks for in a tight loop; with their possessive repetitions they
-take time in proportion to the text, whatever is in it. What is not terminated ends at the end of its line (strings)
-or of the text (comments, raw and triple-quoted strings).
+A regular expression takes out comments and strings. What it looks for begins with a fixed set of characters, which the
+expression engine finds in a tight loop; with possessive repetitions it takes time in proportion to the text, whatever
+is in it. What is not terminated ends at the end of its line (strings) or of the text (comments, raw and triple-quoted
+strings).
 
 Words are bytes: UTF-8 beyond ASCII counts as letters, and what is no identifier after all is dropped.
 """
@@ -70,8 +70,10 @@ _SKIPPED |= {"typescript": _SKIPPED["javascript"], "tsx": _SKIPPED["javascript"]
 
 _BEFORE = {"php": b"?>"}
 """What a text begins as if it stood before it."""
-_WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]{2,}")
-_TEXT_WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]{3,}")
+_ONLY_WORDS = re.sub(rb"[^A-Za-z0-9_\x80-\xff]", b" ", bytes(range(256)))
+"""Translates whatever is not part of a word into a space."""
+_SHORTEST = 2
+_SHORTEST_IN_TEXT = 3
 _DIGITS = frozenset(b"0123456789")
 
 _C_WORDS = """auto break case char const continue default do double else enum extern float for goto if inline int long
@@ -152,13 +154,15 @@ def _keywords(language: str) -> frozenset[bytes]:
 def references(data: bytes, language: str) -> dict[bytes, int]:
     """How often each identifier occurs outside comments and strings; in plain text, each word."""
     skipped = _skipped(language)
-    word = _WORD if language else _TEXT_WORD
-    counts = Counter(word.findall(data if skipped is None else skipped.sub(b" ", _BEFORE.get(language, b"") + data)))
-    keywords = _keywords(language)
+    code = data if skipped is None else skipped.sub(b" ", _BEFORE.get(language, b"") + data)
+    shortest, keywords = _SHORTEST if language else _SHORTEST_IN_TEXT, _keywords(language)
     return {
         word: count
-        for word, count in counts.items()
-        if word[0] not in _DIGITS and word not in keywords and (word.isascii() or _is_identifier(word))
+        for word, count in Counter(code.translate(_ONLY_WORDS).split()).items()
+        if len(word) >= shortest
+        and word not in keywords
+        and word[0] not in _DIGITS
+        and (word.isascii() or _is_identifier(word))
     }
 
 

@@ -34,7 +34,7 @@ from buildd.life import End
 from buildd.model import RepoMapStatus, Repository
 from buildd.process import Spawner, spawn
 from buildd.repomap.process import MapFailed, ask
-from buildd.repomap.wire import Answer, BuildRequest, Built, Progress, Request, Source
+from buildd.repomap.wire import Answer, BuildRequest, Built, Progress, Request, Source, TextRequest
 from buildd.repos.clones import Clones
 from buildd.repos.trees import GitStore
 from buildd.repos.url import SCHEMES, parse_url
@@ -123,7 +123,8 @@ class Maps:
         self._readers: Counter[Key] = Counter()
         self._turns = trio.CapacityLimiter(1)
         self._questions = trio.CapacityLimiter(_QUESTIONS)
-        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, bytes], Answer] = OrderedDict()
+        """By the map's build_id and the question."""
         self._nursery: trio.Nursery | None = None
 
     # --- life ---------------------------------------------------------------------------------------------
@@ -227,20 +228,13 @@ class Maps:
         return await self.question(repo, revision, make, answer, again=False)
 
     async def _ask(self, key: Key, status: RepoMapStatus, make: Callable[[Source], Request], answer: type[A]) -> A:
-        repository = self._clones.find(key[0])
-        source = Source(
-            parent_pid=os.getpid(),
-            directory=status.output_path or "",
-            repository=repository.path,
-            commit=key[1],
-        )
-        request = make(source)
+        request = make(self._source(key))
         words = msgspec.json.encode(request)
         if len(words) > 48 * 1024:
             raise InvalidInput("the question is too long", hint="Name fewer focus files and identifiers.")
-        known = self._answers.get(words)
+        known = self._answers.get((status.build_id, words))
         if isinstance(known, answer):
-            self._answers.move_to_end(words)
+            self._answers.move_to_end((status.build_id, words))
             return known
         async with self._questions:
             found = await ask(
@@ -251,11 +245,22 @@ class Maps:
                 nice=0,  # somebody waits for it
                 timeout=_ANSWER_WITHIN_S,
             )
-        if len(msgspec.json.encode(found)) <= _KEPT_ANSWER_BYTES:
-            self._answers[words] = found
+        self._keep(status, words, found)
+        return found
+
+    def _source(self, key: Key) -> Source:
+        return Source(
+            parent_pid=os.getpid(),
+            directory=str(self._place(key)),
+            repository=self._clones.find(key[0]).path,
+            commit=key[1],
+        )
+
+    def _keep(self, status: RepoMapStatus, words: bytes, answer: Answer) -> None:
+        if len(msgspec.json.encode(answer)) <= _KEPT_ANSWER_BYTES:
+            self._answers[status.build_id, words] = answer
             while len(self._answers) > _KEPT_ANSWERS:
                 self._answers.popitem(last=False)
-        return found
 
     # --- commands -----------------------------------------------------------------------------------------
 
@@ -401,6 +406,8 @@ class Maps:
                 )
                 with trio.CancelScope(shield=True):  # one rename: afterwards it is there, and recorded
                     await in_thread(self._publish, incoming, self._place(key))
+                asked_most = TextRequest(source=self._source(key), tokens=settings.tokens)
+                self._keep(job.status, msgspec.json.encode(asked_most), built.text)
                 return built
 
     def _began(self, job: _Job, pid: int) -> None:

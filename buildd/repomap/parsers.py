@@ -22,6 +22,8 @@ from buildd.repomap.records import Record, Task
 _BATCH = 16
 _MAX_PENDING = 32
 _READ_BYTES = 1 << 18
+_GATHERED_S = 0.005
+"""Answers of so long are taken at once while there is much to do: each look at them keeps a parser from its work."""
 _MAX_MEMORY = 1 << 30
 """More than it began with; then an allocation fails."""
 _RECYCLE_BYTES = 64 << 20
@@ -52,6 +54,10 @@ class _Parser:
         except BrokenPipeError:
             pass  # it died, which is seen at the end of its answers
 
+    @property
+    def has_room(self) -> bool:
+        return len(self.pending) + _BATCH <= _MAX_PENDING
+
     def overdue(self, limit: float, now: float) -> bool:
         if not self.pending or now - self.since < limit:
             return False
@@ -80,7 +86,7 @@ def parse(
         serve(repository, max_file_bytes, requests, replies)
 
     def feed(parser: _Parser) -> None:
-        while queue and len(parser.pending) + _BATCH <= _MAX_PENDING:
+        while queue and parser.has_room:
             parser.give([queue.popleft() for _ in range(min(_BATCH, len(queue), 1 + len(queue) // (4 * processes)))])
 
     def drop(fd: int, *, kill: bool) -> _Parser:
@@ -108,18 +114,22 @@ def parse(
                 parsers[parser.child.replies] = parser
                 poll.register(parser.child.replies, select.POLLIN)
                 feed(parser)
-            for fd, _ in poll.poll(min(1.0, max_file_s / 4) * 1000):
+            answered = poll.poll(min(1.0, max_file_s / 4) * 1000)
+            if queue:
+                time.sleep(_GATHERED_S)
+            for fd, _ in answered:
                 parser = parsers[fd]
                 data = os.read(fd, _READ_BYTES)
                 if not data:
                     give_up(drop(fd, kill=True), "crashed", _ATTEMPTS)
                     continue
                 _take_answers(parser, data, take)
-                if parser.child.growth() > _RECYCLE_BYTES:
-                    if not parser.pending:
-                        drop(fd, kill=False)
-                else:
+                if not parser.has_room:
+                    continue
+                if parser.child.growth() <= _RECYCLE_BYTES:
                     feed(parser)
+                elif not parser.pending:
+                    drop(fd, kill=False)
             now = time.monotonic()
             for fd, parser in list(parsers.items()):
                 if parser.overdue(max_file_s, now):

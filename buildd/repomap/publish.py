@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from buildd.repomap import graph as graphs, languages, roles
 from buildd.repomap.index import INDEX_FILE, MapIndex, Meta
 from buildd.repomap.records import Record
 from buildd.repomap.sections import pack
-from buildd.repomap.wire import CTAGS_FILE, LEFT_OUT_FILE, TAGS_FILE, TEXT_FILE, BuildRequest, Progress
+from buildd.repomap.wire import CTAGS_FILE, LEFT_OUT_FILE, TAGS_FILE, TEXT_FILE, BuildRequest, Progress, Text
 from buildd.repos.trees import RawEntry
 from buildd.store.tree import sync_directory
 
@@ -26,6 +27,13 @@ _CTAGS_HEAD = (
 )
 
 
+class Published(NamedTuple):
+    bytes: int
+    """Of the directory."""
+    definitions: int
+    text: Text
+
+
 def publish(
     request: BuildRequest,
     entries: Sequence[RawEntry],
@@ -34,8 +42,8 @@ def publish(
     left_out: dict[int, str],
     engine: str,
     report: Callable[[Progress], None],
-) -> tuple[int, int]:
-    """Bytes of the directory, and number of definitions. Raises OSError."""
+) -> Published:
+    """Fill the directory of `request` and make it durable. Raises OSError."""
     paths = [encodable(os.fsdecode(entry.path)) for entry in entries]
     of_language = [record.language if record is not None else "" for record in records]
     definitions, name_hash, names = graphs.definitions_of(records)
@@ -108,7 +116,7 @@ def publish(
 
         text = ranked_text(index, request.tokens)
     _write_lines(request.output, TEXT_FILE, [text.text.encode()])
-    return _sync(request.output), len(score_texts)
+    return Published(_sync(request.output), len(score_texts), text)
 
 
 def _write_tags(

@@ -18,7 +18,7 @@ from buildd.model import MapRef, RankedFile
 from buildd.repomap import roles
 from buildd.repomap.index import MapIndex
 from buildd.repomap.languages import NAMES
-from buildd.repomap.outline import Line, Outline, outline
+from buildd.repomap.outline import Line, outline
 from buildd.repomap.records import KINDS, word_hash
 from buildd.repomap.wire import (
     Files,
@@ -47,17 +47,10 @@ def text(request: TextRequest) -> Text:
             from buildd.repomap.reranking import rerank
 
             again = rerank(index, request.focus, request.mention)
-        made = ranked_text(index, request.tokens, again)
-        return Text(
-            text=made.text,
-            tokens=made.tokens,
-            files=made.files,
-            definitions=made.definitions,
-            unknown=again.unknown if again is not None else (),
-        )
+        return ranked_text(index, request.tokens, again)
 
 
-def ranked_text(index: MapIndex, tokens: int, again: Reranked | None = None) -> Outline:
+def ranked_text(index: MapIndex, tokens: int, again: Reranked | None = None) -> Text:
     order: Iterable[int] = index.column("definition_order", "I")
     file_score: Sequence[float] = index.column("file_score", "d")
     if again is not None:
@@ -77,7 +70,7 @@ def ranked_text(index: MapIndex, tokens: int, again: Reranked | None = None) -> 
     def best_first(files: Iterable[int]) -> list[int]:
         return sorted(files, key=lambda file: (-file_score[file], file))
 
-    return outline(
+    made = outline(
         order,
         tokens,
         line_of=line_of,
@@ -85,6 +78,13 @@ def ranked_text(index: MapIndex, tokens: int, again: Reranked | None = None) -> 
         path_of=lambda file: _in_one_line(paths[file]),
         best_first=best_first,
         rest=lambda: best_first(file for file in range(len(paths)) if mapped[file]),
+    )
+    return Text(
+        text=made.text,
+        tokens=made.tokens,
+        files=made.files,
+        definitions=made.definitions,
+        unknown=again.unknown if again is not None else (),
     )
 
 

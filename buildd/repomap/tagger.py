@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import import_module
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -39,8 +40,11 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _HASH_COMMENT = re.compile(r"(?:^|\s)#[^\n]*")
 _AIR = re.compile(r"(?<=[(\[]) |,? ([)\]])")
 """What is left of line breaks within brackets."""
+_AIRY = ("( ", "[ ", " )", " ]")
+"""What it looks for: most signatures have none of it, which is told faster without an expression."""
 _BEGINNING = re.compile(r"(?:\s*(?:[{;:=]|=>|(?<=[)\s;])end))+$")
 """What a body begins with, or what follows an empty one."""
+_BEGINNINGS = ("{", ";", ":", "=", "=>", "end")
 _NAME_END = re.compile(r"[<\[({\s]")
 
 
@@ -80,24 +84,27 @@ def definitions(data: bytes, language: str) -> list[Definition]:
     """In the order of the text; what encloses others comes before them."""
     tags = _tags_of(language)
     tree = tags.parser.parse(data)
-    found: dict[int, tuple[int, Node, Node, Node | None]] = {}
+    found: dict[int, tuple[int, dict[str, list[Node]]]] = {}
     for pattern, captures in tags.cursor.matches(tree.root_node):
-        named, scopes = captures["name"][0], captures.get("scope")
-        start = named.start_byte
+        start = captures["name"][0].start_byte
         if start not in found or pattern < found[start][0]:
-            found[start] = pattern, captures[tags.kinds[pattern]][0], named, scopes[0] if scopes else None
-    rows = sorted((node.start_byte, -node.end_byte, start) for start, (_, node, _, _) in found.items())
+            found[start] = pattern, captures
+    rows = []
+    for start, (pattern, captures) in found.items():
+        node = captures[tags.kinds[pattern]][0]
+        rows.append((node.start_byte, -node.end_byte, start, pattern, captures, node))
+    rows.sort(key=itemgetter(0, 1, 2))
     result: list[Definition] = []
     open_ones: list[tuple[int, int]] = []  # end byte, number in result
-    for _, minus_end, start in rows:
-        pattern, node, name_node, scope_node = found[start]
+    for _, minus_end, _, pattern, captures, node in rows:
         while open_ones and open_ones[-1][0] < -minus_end:
             open_ones.pop()
+        name_node, scopes = captures["name"][0], captures.get("scope")
         name = _text(data, name_node.start_byte, name_node.end_byte)
         if not name.isprintable() or not 0 < len(name) <= _MAX_NAME:  # errors of the parser
             continue
         kind, enclosing = tags.kinds[pattern], open_ones[-1][1] if open_ones else -1
-        scope = _scope_name(_text(data, scope_node.start_byte, scope_node.end_byte)) if scope_node else ""
+        scope = _scope_name(_text(data, scopes[0].start_byte, scopes[0].end_byte)) if scopes else ""
         if kind in ("implementation", "class", "struct"):
             name = _NAME_END.split(name, maxsplit=1)[0] or name
         if language == "cpp" and "::" in name and "<" not in name:
@@ -107,14 +114,14 @@ def definitions(data: bytes, language: str) -> list[Definition]:
         parent = ".".join(part for part in (outer and outer.parent, outer and outer.name, scope) if part)
         if kind == "function" and (scope or (outer is not None and outer.kind in TYPES)):
             kind = "method"
-        end = node.end_point
+        line, end = name_node.start_point.row + 1, node.end_point
         open_ones.append((-minus_end, len(result)))
         result.append(
             Definition(
                 name,
                 kind,
-                name_node.start_point.row + 1,
-                max(end.row + (end.column > 0), name_node.start_point.row + 1),
+                line,
+                max(end.row + (end.column > 0), line),
                 enclosing,
                 parent,
                 _signature(data, node, kind, language),
@@ -147,10 +154,14 @@ def _signature(data: bytes, node: Node, kind: str, language: str) -> str:
             cut = cut and not brace
     if "\n" in text:
         text = (_HASH_COMMENT if language in ("python", "ruby", "bash") else _COMMENT).sub(" ", text)
-    text = _AIR.sub(r"\1", " ".join(text.split()))
-    text = _PREFIXES.get((language, node.type), "") + (
-        text.rstrip(" {;") if kind in _VALUES else _BEGINNING.sub("", text)
-    )
+    text = " ".join(text.split())
+    if any(map(text.__contains__, _AIRY)):
+        text = _AIR.sub(r"\1", text)
+    if kind in _VALUES:
+        text = text.rstrip(" {;")
+    elif text.endswith(_BEGINNINGS):
+        text = _BEGINNING.sub("", text)
+    text = _PREFIXES.get((language, node.type), "") + text
     if node.type == "variable_declarator" and node.parent is not None:
         text = _text(data, node.parent.start_byte, node.parent.start_byte + 10).split()[0] + " " + text
     if not text.isprintable():  # it is shown on terminals
@@ -177,6 +188,9 @@ def _without_annotations(text: str) -> str:
 def _closing(text: str, position: int) -> int:
     """Where the bracket at `position` has been closed; 0 when it is not."""
     open_one, depth = text[position], 0
+    first = text.find(")" if open_one == "(" else "]", position)
+    if first < 0 or open_one not in text[position + 1 : first]:
+        return first + 1
     for bracket in _BRACKETS[open_one].finditer(text, position):
         depth += 1 if bracket[0] == open_one else -1
         if depth == 0:

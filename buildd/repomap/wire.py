@@ -64,6 +64,8 @@ class Built(Struct, frozen=True, kw_only=True, tag="built"):
     """Of the published directory."""
     engine: str
     """Version of what made it: another one makes another map of the same commit."""
+    text: Text
+    """What `map.txt` has: the answer to a question for as many tokens, without anything in focus."""
 
 
 class Source(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import structlog
@@ -22,7 +22,7 @@ from buildd.store import sqlite
 from buildd.store.renewal import History, Renewal
 from buildd.store.sqlite import Connection, DatabaseError, Statement, keep_number, last_number
 from buildd.store.tree import sync_directory
-from buildd.store.trouble import DamagedDatabase, in_words, kind_of
+from buildd.store.trouble import DamagedDatabase, in_words, is_duplicate, kind_of
 
 log = structlog.get_logger()
 
@@ -183,7 +183,7 @@ class DatabaseFile:
     def _catch_up(self, connection: Connection) -> None:
         """Add what an earlier daemon could not write any more."""
         if self._history is not None:
-            sqlite.apply(connection, self._history.statements())
+            apply(connection, self._history.statements())
         log.warning("the last daemon ended with records that it could not write; builds are read back from receipts")
         self.unmark_behind()
 
@@ -209,16 +209,16 @@ class DatabaseFile:
             connection.execute("PRAGMA synchronous = OFF")  # it counts once it is in place
             runs = [numbers.get("runs", 0)]
             if self._history is not None and with_history:
-                sqlite.apply(connection, self._history.statements())
+                apply(connection, self._history.statements())
                 runs += [self._history.last_run(), _count(connection, "DISTINCT run")]
             kept = [keep_number("runs", max(runs))]
             if "events" in numbers:
                 kept.append(keep_number("events", numbers["events"] + (_LOST_LOG if beginning else 0)))
             elif beginning:
                 kept.append(keep_number("events", int(time.time())))
-            sqlite.apply(connection, kept)
+            apply(connection, kept)
             rebuilt = _count(connection, "*")
-            sqlite.apply(connection, live)
+            apply(connection, live)
             return rebuilt
         finally:
             connection.close()
@@ -300,3 +300,25 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def apply(connection: Connection, statements: Iterable[Statement]) -> None:
+    """Execute what can be executed, in one transaction; the rest is logged, or is there already.
+
+    Raises sqlite.Error when something stands in the way.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for sql, parameters in statements:
+            try:
+                connection.execute(sql, parameters)
+            except (sqlite.Error, OverflowError, UnicodeEncodeError) as error:
+                if kind_of(error) is not None:
+                    raise
+                if not is_duplicate(error):
+                    log.warning("a record could not be read back", error=str(error))
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -6,17 +6,13 @@ Nothing else opens the files of a database: closing a file gives up all locks th
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from buildd.errors import BuilddError
 from buildd.store.schema import MIGRATIONS
-from buildd.store.trouble import DamagedDatabase, is_duplicate, kind_of
-
-log = structlog.get_logger()
+from buildd.store.trouble import DamagedDatabase
 
 Connection = sqlite3.Connection
 Error = sqlite3.Error
@@ -109,28 +105,6 @@ def copy(source: Connection, path: Path) -> None:
         quick_check(target)
     finally:
         target.close()
-
-
-def apply(connection: Connection, statements: Iterable[Statement]) -> None:
-    """Execute what can be executed, in one transaction; the rest is logged, or is there already.
-
-    Raises Error when something stands in the way.
-    """
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for sql, parameters in statements:
-            try:
-                connection.execute(sql, parameters)
-            except (sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
-                if kind_of(error) is not None:
-                    raise
-                if not is_duplicate(error):
-                    log.warning("a record could not be read back", error=str(error))
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 # --- numbers ----------------------------------------------------------------------------------------------

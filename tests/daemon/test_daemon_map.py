@@ -204,6 +204,37 @@ def test_eight_who_ask_at_once_get_one_map(daemon: Daemon, repository: RecipeRep
     assert len(daemon.events(None, "map_started", after=after)) == 1
 
 
+def test_the_text_that_was_written_with_a_map_is_told_without_reading_the_map_again(
+    daemon: Daemon, repository: RecipeRepository
+) -> None:
+    status = made(daemon, code(repository))
+    place = Path(status["output_path"])
+    (place / "index").unlink()
+    found = daemon.call("map.get", {"repo": str(repository)})
+    assert found["text"] == (place / "map.txt").read_text()
+    assert found["files"] >= 4
+    assert daemon.call("map.status", {"repo": str(repository)})["build_id"] == status["build_id"]
+
+
+def test_a_map_that_is_made_again_under_other_limits_has_other_answers(
+    daemon: Daemon, repository: RecipeRepository
+) -> None:
+    code(repository)
+    repository.write("src/large.py", "def large_thing():\n    pass\n" + "# \n" * 2000)
+    repository.commit()
+    first = made(daemon, repository)
+    asked = {"repo": str(repository), "name": "large_thing"}
+    assert daemon.call("map.tags", asked)["total"] == 1
+    assert "large_thing" in daemon.call("map.get", {"repo": str(repository)})["text"]
+    daemon.config_file.write_text('[maps]\nmax_file_bytes = "2KB"\n')
+    daemon.call("daemon.reload")
+    daemon.call("map.request", {"repo": str(repository), "again": True})
+    second = until(lambda: _ended(daemon, {"repo": str(repository)}), "the map is made again", within=60)
+    assert second["build_id"] != first["build_id"]
+    assert daemon.call("map.tags", asked)["total"] == 0
+    assert "large_thing" not in daemon.call("map.get", {"repo": str(repository)})["text"]
+
+
 def test_old_maps_go_and_the_last_used_stay(boot: Callable[..., Daemon], repository: RecipeRepository) -> None:
     daemon = boot(settings={"maps.keep": 2})
     commits = []

@@ -18,7 +18,7 @@ from buildd.errors import Refused
 from buildd.model import Repository
 from buildd.store import sqlite, writer as writer_module
 from buildd.store.database import Database, DatabaseError, Statement
-from buildd.store.dbfile import DatabaseFile
+from buildd.store.dbfile import DatabaseFile, apply
 from buildd.store.journal import Journal
 from buildd.store.repositories import RepositoryStore
 
@@ -526,7 +526,7 @@ async def test_a_new_file_that_is_complete_is_the_database_though_the_daemon_is_
     def exchange() -> None:
         file = DatabaseFile(path, Ledger("x"))
         connection = file.connect()
-        sqlite.apply(connection, [repository("old")])
+        apply(connection, [repository("old")])
         file.remember()
         file.make_new(with_history=True, live=[repository("live")])
         file.put_in_place("it was damaged", 1)

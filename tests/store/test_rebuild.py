@@ -17,6 +17,7 @@ from buildd.planner.keys import Inputs, KeyParts
 from buildd.store import sqlite
 from buildd.store.artifacts import Receipt
 from buildd.store.database import Database
+from buildd.store.dbfile import apply
 from buildd.store.rebuild import Receipts
 from buildd.store.runs import insert_build, update_build
 
@@ -211,7 +212,7 @@ def test_what_the_database_has_is_not_overwritten_but_for_what_says_running(tmp_
     running = msgspec.structs.replace(interrupted, state="running", output_id=None, completed_at=None)
     for statement in (insert_build(done, inputs("jq")), update_build(done), insert_build(running, inputs("vim"))):
         connection.execute(*statement)
-    sqlite.apply(connection, Receipts(tmp_path).statements())
+    apply(connection, Receipts(tmp_path).statements())
     found = {row[0]: row[1:] for row in rows(database, "SELECT id, state, output_id, duration_s, record FROM builds")}
     assert found["lost"][:3] == ("success", output(2), 2.5)
     assert msgspec.json.decode(found["done"][3], type=BuildRecord).message is None
