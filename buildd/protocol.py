@@ -521,7 +521,10 @@ class StartResult(Struct, frozen=True, kw_only=True):
     event: int = 0
     """Number of the last event before the run's own."""
     run: RunView | None = None
-    """The ended run, without packages; None when it has not ended within `wait`."""
+    """The run, when it has ended within `wait`, with those packages that were neither skipped nor ignored.
+
+    Of a run with more than a thousand packages to build none may be there; `run.status` has them.
+    """
 
 
 class RunPackage(Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ UNEVENTFUL = ("success", "skipped", "ignored")
 
 
 def summarise(client: Client, run: protocol.RunView, args: argparse.Namespace) -> int:
-    """Print a run that has ended; of `run` only what is the same without its packages is looked at."""
+    """Print a run that has ended; `run` may be without its packages, or have only those in `EVENTFUL` states."""
     stats, shown = run.stats, run
     if args.json:
         answer = client.raw("run.status", {"run": run.id})
@@ -37,7 +37,7 @@ def summarise(client: Client, run: protocol.RunView, args: argparse.Namespace) -
         return exit_code(run)
     if stats.total <= MAX_ROWS:
         shown = client.read("run.status", {"run": run.id})
-    elif stats.skipped + stats.ignored < stats.total:
+    elif len(run.packages) != sum(getattr(stats, state) for state in EVENTFUL):
         shown = client.read("run.status", {"run": run.id, "states": EVENTFUL})
     print_summary(client, shown, quiet=args.quiet)
     sys.stdout.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import platform
 from collections.abc import Callable, Collection, Mapping, Set
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -163,18 +164,29 @@ class Assessor:
                     continue
                 lineage.remember(plan, standing.settled, set(standing.open))
                 version = lineage.version
-                for output in _used(plan, standing) - verified:
+                used = _used(plan, standing) - verified
+                if used:
+                    verified |= await in_thread(self._sound, used)
+                for output in used - verified:
                     if await self.usable(output):
                         verified.add(output)
                 if lineage.version == version:
                     return standing, results
 
+    def _sound(self, outputs: Collection[str]) -> set[str]:
+        """Artifacts that can be used, all in one go: what is wrong with the others is for `usable` to find out."""
+        found = set()
+        for output in outputs:
+            with suppress(OSError):
+                if self._artifacts.verify_on_use(output, trio.from_thread.check_cancelled):
+                    found.add(output)
+        return found
+
     async def _look(
         self, plan: Plan, rules: Rules, lineage: Lineage, forced: Set[str]
     ) -> tuple[Standing, dict[str, KnownResult]]:
-        candidates, before = lineage.candidates(plan) | forced, lineage.settled
-        no_less = plan is lineage.plan or before.keys() <= plan.packages.keys()
-        if no_less and not candidates:
+        candidates, before = lineage.candidates(plan) | forced, lineage.settled_in(plan)
+        if not candidates:
             return Standing(before, ()), {}
         wanted: dict[str, str | None] = {}
         for name in above(plan, candidates):

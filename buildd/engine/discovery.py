@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import posixpath
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import compress
 from operator import is_not
 from pathlib import Path
@@ -49,10 +50,13 @@ def differing(before: Mapping[str, T], now: Mapping[str, T]) -> list[str]:
 class Revision:
     """The packages of one tree. Immutable."""
 
-    __slots__ = ("by_path", "files", "packages", "tree")
+    __slots__ = ("__weakref__", "_changed", "_like", "by_path", "files", "packages", "tree")
 
     def __init__(self, tree: str, files: Mapping[str, tuple[Package, ...]]) -> None:
         """`files` are the recipe files: path to the packages that each describes."""
+        self._like: weakref.ref[Revision] | None = None
+        self._changed: Collection[str] = ()
+        """What is another package than in the revision that this one is like."""
         self.tree = tree
         self.files = files
         self.packages: dict[str, Package] = {p.name: p for found in files.values() for p in found}
@@ -66,13 +70,23 @@ class Revision:
         """Another tree, in which these recipe files have other packages or are gone; None when names clash."""
         if all(found is not None and _same_places(found, self.files[file]) for file, found in changed.items()):
             new = Revision(tree, {})
+            packages = {p.name: p for found in changed.values() for p in found or ()}
             new.files = {**self.files, **{file: found for file, found in changed.items() if found is not None}}
-            new.packages = {**self.packages, **{p.name: p for found in changed.values() for p in found or ()}}
+            new.packages = {**self.packages, **packages}
             new.by_path = self.by_path
+            new._like, new._changed = weakref.ref(self), differing(self.packages, packages)
             return new
         files = {**self.files, **changed}
         new = Revision(tree, {file: found for file, found in files.items() if found is not None})
         return new if len(new.packages) == sum(map(len, new.files.values())) else None
+
+    def changed_since(self, other: Revision) -> Collection[str] | None:
+        """Names of packages that are not the same objects in another revision; None when that has other names."""
+        if self._like is not None and self._like() is other:
+            return self._changed
+        if other.packages.keys() != self.packages.keys():
+            return None
+        return differing(other.packages, self.packages)
 
 
 def _same_places(new: Iterable[Package], old: Iterable[Package]) -> bool:

@@ -19,7 +19,7 @@ from buildd.engine.assess import Assessor
 from buildd.engine.prepare import Places, Plan, Planner
 from buildd.engine.run import Run
 from buildd.engine.targets import parse_target
-from buildd.engine.uptodate import Rules, Standing
+from buildd.engine.uptodate import Rules, Settlement, Standing
 from buildd.errors import NotFound, Refused
 from buildd.model import BuildRecord
 from buildd.repos.trees import GitStore, crc32
@@ -106,7 +106,7 @@ class Preparer:
         return [build for build in found if build.state == "success" or build.reason == "interrupted"]
 
     async def _standing(self, plan: Plan, rules: Rules, forced: Set[str]) -> tuple[Standing, dict[str, KnownResult]]:
-        nothing: tuple[Standing, dict[str, KnownResult]] = (Standing({}, tuple(plan.packages)), {})
+        nothing: tuple[Standing, dict[str, KnownResult]] = (Standing(Settlement(), tuple(plan.packages)), {})
         return await _patiently(lambda: self._assessor.standing(plan, rules, forced=forced), nothing)
 
     async def _forced(self, run: Run, plan: Plan, rules: Rules) -> Set[str]:

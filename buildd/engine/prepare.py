@@ -98,15 +98,21 @@ class Plan:
         self.index: Mapping[str, int]
         """Position of each package in the order."""
         self.dependents: Mapping[str, Sequence[str]]
+        self.names: Sequence[str]
         if like is not None:
-            self.graph, self.index, self.dependents = like.graph, like.index, like.dependents
+            self.graph, self.index, self.dependents, self.names = like.graph, like.index, like.dependents, like.names
             self.packs, self.repositories = like.packs, like.repositories
         else:
             self.graph = {name: p.depends for name, p in packages.items()}
             self.index = {name: i for i, name in enumerate(packages)}
             self.dependents = dependents(self.graph)
+            self.names = tuple(packages)
             self.packs = any(p.formats for p in packages.values())
             self.repositories = frozenset(p.repository for p in packages.values())
+
+    def has_graph_of(self, other: Plan | None) -> bool:
+        """Whether another plan is known to have the same packages by name, and the same dependencies."""
+        return other is not None and self.graph is other.graph
 
     def changed_since(self, other: Plan | None) -> Collection[str]:
         """Names of packages that are not the same objects in another plan, or not in it."""
@@ -238,9 +244,10 @@ class Planner:
         for before, now in zip(earlier.revisions, revisions, strict=True):
             if before is now:
                 continue
-            if before.packages.keys() != now.packages.keys():
+            names = now.changed_since(before)
+            if names is None:
                 return None
-            for name in differing(before.packages, now.packages):
+            for name in names:
                 if _role(before.packages[name]) != _role(now.packages[name]):
                     return None
                 changed[name] = now.packages[name]

@@ -6,12 +6,10 @@ Runs of one repository have almost the same ones, so they share a stored roster,
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from buildd.engine.discovery import differing
 from buildd.engine.run import Run
-from buildd.engine.uptodate import Settled
+from buildd.engine.uptodate import Settled, Settlement
 from buildd.engine.views import package_view
 from buildd.store.database import Statement
 from buildd.store.runs import RosterEntry, save_packages, save_roster
@@ -25,7 +23,7 @@ class Roster(NamedTuple):
     """A set of packages that were up to date, as it was stored for runs to refer to."""
 
     id: str
-    settled: Mapping[str, Settled]
+    settled: Settlement
 
 
 class Rosters:
@@ -43,7 +41,7 @@ class Rosters:
         if run.progress is None:
             return [save_packages(run.id, [])]
         packages = [package_view(p) for p in run.progress.packages.values()]
-        settled = run.progress.settled
+        settled = run.standing.settled
         if not settled or run.plan is None:
             return [save_packages(run.id, packages)]
         home, statements = run.plan.home, []
@@ -66,13 +64,14 @@ def roster_entry(entry: Settled) -> RosterEntry:
     return RosterEntry(entry.package.name, entry.package.version, entry.output_id)
 
 
-def _changes(before: Mapping[str, Settled], now: Mapping[str, Settled]) -> dict[str, tuple[str, str] | None]:
+def _changes(before: Settlement, now: Settlement) -> dict[str, tuple[str, str] | None]:
     """What differs from a roster: version and output id by name, None for packages that are not up to date now."""
-    if before is now:
-        return {}
-    changes: dict[str, tuple[str, str] | None] = {
-        name: (now[name].package.version, now[name].output_id)
-        for name in differing(before, now)
-        if name not in before or roster_entry(before[name]) != roster_entry(now[name])
-    }
-    return changes | dict.fromkeys(before.keys() - now.keys())
+    changes: dict[str, tuple[str, str] | None] = {}
+    for name in now.differing(before):
+        old, new = before.get(name), now.get(name)
+        if new is None:
+            if old is not None:
+                changes[name] = None
+        elif old is None or roster_entry(old) != roster_entry(new):
+            changes[name] = new.package.version, new.output_id
+    return changes

@@ -12,7 +12,7 @@ import trio
 from buildd.engine.active import ActiveBuild
 from buildd.engine.prepare import Places, Plan
 from buildd.engine.progress import PackageRun, Progress
-from buildd.engine.uptodate import Lineage, Rules, Standing
+from buildd.engine.uptodate import Lineage, Rules, Settlement, Standing
 from buildd.model import BuildRecord
 from buildd.planner.states import Building, RunState, advance
 from buildd.store.runs import KnownResult, RunRecord
@@ -38,7 +38,7 @@ class Run:
         self.plan: Plan | None = None
         self.rules: Rules | None = None
         self.lineage: Lineage | None = None
-        self.standing = Standing({}, ())
+        self.standing = Standing(Settlement(), ())
         self.progress: Progress | None = None
         self.results: dict[str, KnownResult] = {}
         """Earlier successes by key, of packages that are not settled."""

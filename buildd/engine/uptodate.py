@@ -19,6 +19,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from buildd.engine.discovery import differing
 from buildd.engine.prepare import Plan
 from buildd.execute.environment import Environment
 from buildd.model import Package, Strategy
@@ -86,10 +87,35 @@ class Settled(NamedTuple):
     """The build that made the output."""
 
 
+class Settlement(dict[str, Settled]):
+    """Packages that are up to date, by name.
+
+    One is made as a variation of another, and says in which names all of one family may differ: of ten thousand, those
+    few need not be looked for.
+    """
+
+    def __init__(self, like: Mapping[str, Settled] | None = None) -> None:
+        """A copy of `like`, of its family if it has one; who changes an entry adds its name to `varied`."""
+        super().__init__(like or {})
+        self._family: object = object()
+        self.varied: set[str] = set()
+        """Names whose entries are not those of the first of the family."""
+        if isinstance(like, Settlement):
+            self._family, self.varied = like._family, set(like.varied)
+
+    def differing(self, other: Settlement) -> Collection[str]:
+        """Names that may have other entries in `other`, or be in one of the two only; no others do."""
+        if other is self:
+            return ()
+        if other._family is self._family:
+            return self.varied | other.varied
+        return [*differing(other, self), *(other.keys() - self.keys())]
+
+
 class Standing(NamedTuple):
     """What a run starts from. Immutable."""
 
-    settled: Mapping[str, Settled]
+    settled: Settlement
     open: Collection[str]
     """The other packages, in topological order: they are to be built, or depend on one that is."""
 
@@ -99,7 +125,7 @@ class Lineage:
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
-        self.settled: Mapping[str, Settled] = {}
+        self.settled = Settlement()
         self.version = 0
         """Rises whenever what it says may have changed: who looked and waited meanwhile looks again."""
         self.users = 0
@@ -107,6 +133,7 @@ class Lineage:
         self.touched_at = 0.0
         """When the artifacts were last noted as used, in seconds since the epoch."""
         self._doubtful: set[str] = set()
+        """All names of the plan that are not settled are among them."""
         self._last: dict[str, tuple[str, str]] = {}
         """Key and output of each package's last success: of runs that overlap, any may end last."""
 
@@ -114,16 +141,25 @@ class Lineage:
         """Names that must be looked at; all others stand as they are."""
         if plan is self.plan:
             return set(self._doubtful)
+        changed = plan.changed_since(self.plan)
+        if plan.has_graph_of(self.plan):
+            return self._doubtful.union(changed)
         unknown = plan.packages.keys() - self.settled.keys()
-        return self._doubtful.intersection(plan.packages).union(unknown, plan.changed_since(self.plan))
+        return (self._doubtful & plan.packages.keys()).union(unknown, changed)
 
-    def remember(self, plan: Plan, settled: Mapping[str, Settled], doubtful: Set[str]) -> None:
+    def settled_in(self, plan: Plan) -> Settlement:
+        """What is known of a plan's packages."""
+        if plan.has_graph_of(self.plan) or self.settled.keys() <= plan.packages.keys():
+            return self.settled
+        return Settlement({name: entry for name, entry in self.settled.items() if name in plan.packages})
+
+    def remember(self, plan: Plan, settled: Settlement, doubtful: Set[str]) -> None:
         self.version += 1
         self.plan, self.settled, self._doubtful = plan, settled, set(doubtful)
 
     def remember_nothing(self) -> None:
         self.version += 1
-        self.plan, self.settled, self._doubtful = None, {}, set()
+        self.plan, self.settled, self._doubtful = None, Settlement(), set()
         self._last.clear()
 
     def add(self, plan: Plan, fresh: Mapping[str, Settled], dependencies: Mapping[str, Mapping[str, str]]) -> None:
@@ -133,7 +169,9 @@ class Lineage:
         """
         if plan is not self.plan:
             return
-        before, merged = self.settled, {**self.settled, **fresh}
+        before, merged = self.settled, Settlement(self.settled)
+        merged.update(fresh)
+        merged.varied.update(fresh)
         sound = {
             name
             for name, entry in fresh.items()
@@ -216,24 +254,21 @@ def settle(
     results: Mapping[str, KnownResult],
     usable: Callable[[str], bool],
     forced: Set[str] = frozenset(),
-) -> tuple[dict[str, Settled], list[str]]:
+) -> tuple[Settlement, list[str]]:
     """Look at `candidates` and, as far as a change reaches, at what depends on them.
 
-    `results` are earlier successes by key, of all that are `above` the candidates; `usable` says whether an
-    artifact is there. Returns all packages that are up to date, and the others in topological order. Pure but
-    for `usable`.
+    `settled` are packages of the plan, and those of the plan that are not there are candidates. `results` are earlier
+    successes by key, of all that are `above` the candidates; `usable` says whether an artifact is there. Returns all
+    packages that are up to date, and the others in topological order. Pure but for `usable`.
     """
-    current = dict(settled)
-    for name in settled.keys() - plan.packages.keys():
-        del current[name]
+    current = Settlement(settled)
     open_: list[str] = []
     is_open: set[str] = set()
     queue = sorted(plan.index[name] for name in candidates)
     waiting = set(queue)
-    names = list(plan.packages) if queue else []
     while queue:
         position = heapq.heappop(queue)
-        name = names[position]
+        name = plan.names[position]
         package = plan.packages[name]
         before = current.get(name)
         entry = None
@@ -243,9 +278,10 @@ def settle(
             current.pop(name, None)
             open_.append(name)
             is_open.add(name)
-        else:
-            if before is None or before[1:] != entry[1:] or before.package is not package:
-                current[name] = entry
+        elif before is None or before[1:] != entry[1:] or before.package is not package:
+            current[name] = entry
+        if current.get(name) is not before:
+            current.varied.add(name)
         if entry is None or before is None or before.closure != entry.closure:
             for dependent in plan.dependents[name]:
                 place = plan.index[dependent]

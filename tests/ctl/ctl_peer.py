@@ -337,7 +337,8 @@ class Peer:
         def attempt(late: bool) -> p.StartResult | None:
             view = self.runs[run] if params.wait > 0 else None
             if view is not None and view.state in TERMINAL:
-                ended = msgspec.structs.replace(view, packages=())
+                news = tuple(package for package in view.packages if package.state not in ("skipped", "ignored"))
+                ended = msgspec.structs.replace(view, packages=news)
                 return p.StartResult(id=run, number=number, event=event, run=ended)
             return p.StartResult(id=run, number=number, event=event) if late else None
 

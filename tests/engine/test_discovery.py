@@ -14,7 +14,7 @@ from harness import RecipeRepository, git
 from hypothesis import given, settings, strategies as st
 
 from buildd.engine import discovery
-from buildd.engine.discovery import Discoveries, Revision, RevisionTree
+from buildd.engine.discovery import Discoveries, Revision, RevisionTree, differing
 from buildd.engine.keepsake import Keepsakes
 from buildd.errors import BuilddError, InvalidInput, NotFound
 from buildd.model import Package
@@ -187,6 +187,10 @@ class Repository:
         equal_to_a_full_look(revision, self.store)
         assert self.discoveries.look(HOME, str(self.store), tree) is revision
         assert len(self.discoveries._known) <= discovery.KEPT_PER_STORE
+        if self.last is not None:
+            changed = revision.changed_since(self.last)
+            assert (changed is None) == (revision.packages.keys() != self.last.packages.keys())
+            assert changed is None or sorted(changed) == sorted(differing(self.last.packages, revision.packages))
         if not remembered and self.last is not None:
             for name, before in self.last.packages.items():
                 now = revision.packages.get(name)

@@ -15,7 +15,7 @@ from buildd.engine.prepare import Places, Plan
 from buildd.engine.progress import PackageRun, Progress
 from buildd.engine.rosters import Rosters
 from buildd.engine.run import Run
-from buildd.engine.uptodate import Settled, Standing
+from buildd.engine.uptodate import Settled, Settlement, Standing
 from buildd.model import Package
 from buildd.planner.states import Initialized
 from buildd.protocol import StartParams
@@ -52,8 +52,9 @@ class House:
             )
         )
         run.plan = Plan({}, Places(targets=(), foreign={}), (), {}, home=home, wanted=())
-        run.standing = Standing(settled, [p.package.name for p in packages])
-        run.progress = Progress(packages, settled)
+        settlement = settled if isinstance(settled, Settlement) else Settlement(settled)
+        run.standing = Standing(settlement, [p.package.name for p in packages])
+        run.progress = Progress(packages, settlement)
         self.runs.append(run)
         await self.database.submit([insert_run(run.record), *await self.rosters.record(run)]).wait()
         return run
@@ -191,3 +192,30 @@ async def test_whatever_runs_found_in_whatever_order_each_gets_back_its_own(
                 settled = {} if alone else dict(common)
                 await house.end(settled | {e.package.name: e for e in found}, home=what)
             await house.check()
+
+
+variations = st.tuples(
+    st.integers(0, 9), st.lists(entries, max_size=3), st.sets(st.sampled_from([f"p{n}" for n in range(6)]), max_size=2)
+)
+
+
+@given(st.lists(variations, min_size=1, max_size=8))
+@settings(deadline=None, max_examples=40)
+async def test_variations_of_what_any_earlier_run_found_are_recorded_as_they_are(
+    sequence: list[tuple[int, list[Settled], set[str]]],
+) -> None:
+    known = [Settlement(many())]
+    with tempfile.TemporaryDirectory() as home:
+        async with opened(Path(home) / "b.db") as house:
+            for number, put, dropped in sequence:
+                found = Settlement(known[number % len(known)])
+                for each in put:
+                    found[each.package.name] = each
+                    found.varied.add(each.package.name)
+                for name in dropped:
+                    found.pop(name, None)
+                    found.varied.add(name)
+                known.append(found)
+                await house.end(found)
+            await house.check()
+            assert house.stored == 1

@@ -225,8 +225,10 @@ def test_a_result_whose_artifact_is_gone_is_none(records: Records) -> None:
 def test_a_package_that_is_gone_from_the_plan_is_not_up_to_date_any_more(records: Records) -> None:
     plan = plan_of(CHAIN)
     entries = built(records, plan)
-    less = plan_of(CHAIN[:2])
-    assert records.look(less, entries, []) == ({n: entries[n] for n in ("base", "lib")}, [])
+    less, lineage = plan_of(CHAIN[:2]), Lineage()
+    lineage.remember(plan, entries, set())
+    standing = records.look(less, lineage.settled_in(less), lineage.candidates(less))
+    assert standing == ({n: entries[n] for n in ("base", "lib")}, [])
 
 
 @pytest.mark.parametrize("repository", REPOSITORIES)
@@ -317,11 +319,11 @@ def test_a_look_that_starts_from_what_is_remembered_gives_what_a_look_at_everyth
     records, one, two, forced = case
     lineage = Lineage()
     for plan in (one, two, two, one):
-        standing = records.look(plan, lineage.settled, lineage.candidates(plan))
+        standing = records.look(plan, lineage.settled_in(plan), lineage.candidates(plan))
         equal_to_a_look_at_everything(records, plan, standing)
         lineage.remember(plan, standing.settled, set(standing.open))
     everything = records.look(two, forced=forced)
-    standing = records.look(two, lineage.settled, lineage.candidates(two) | forced, forced)
+    standing = records.look(two, lineage.settled_in(two), lineage.candidates(two) | forced, forced)
     assert facts(standing) == facts(everything)
 
 
@@ -398,13 +400,13 @@ def test_another_output_of_a_forced_package_is_seen_by_what_a_run_beside_it_had_
     lineage = Lineage()
     forced = records.look(plan, forced=["lib"])
     lineage.remember(plan, forced.settled, set(forced.open))
-    beside = records.look(plan, lineage.settled, lineage.candidates(plan))
+    beside = records.look(plan, lineage.settled_in(plan), lineage.candidates(plan))
     assert beside.open == []
     lineage.remember(plan, beside.settled, set())
     lib = records.build(plan, "lib", entries, OUTPUTS[1])
     lineage.doubt("lib", lib.key, lib.output_id)  # and the build of app against it fails
     learn(lineage, plan, {"lib": lib}, entries)
-    standing = records.look(plan, lineage.settled, lineage.candidates(plan))
+    standing = records.look(plan, lineage.settled_in(plan), lineage.candidates(plan))
     equal_to_a_look_at_everything(records, plan, standing)
     assert standing.open == ["app"]
 
@@ -419,7 +421,7 @@ def test_what_was_built_with_a_dependency_that_is_another_one_by_now_is_not_up_t
     learn(lineage, plan, {"base": entries["base"], "lib": lib}, entries)
     learn(lineage, plan, {"app": entries["app"]}, entries)
     assert "app" in lineage.candidates(plan)
-    equal_to_a_look_at_everything(records, plan, records.look(plan, lineage.settled, lineage.candidates(plan)))
+    equal_to_a_look_at_everything(records, plan, records.look(plan, lineage.settled_in(plan), lineage.candidates(plan)))
 
 
 def test_an_older_result_does_not_come_before_a_newer_one_because_its_run_ends_later(records: Records) -> None:
@@ -432,7 +434,7 @@ def test_an_older_result_does_not_come_before_a_newer_one_because_its_run_ends_l
         if output == OUTPUTS[0]:
             first = base
     learn(lineage, plan, {"base": first}, {})
-    equal_to_a_look_at_everything(records, plan, records.look(plan, lineage.settled, lineage.candidates(plan)))
+    equal_to_a_look_at_everything(records, plan, records.look(plan, lineage.settled_in(plan), lineage.candidates(plan)))
 
 
 def test_what_depends_on_a_result_that_is_not_the_newest_any_more_is_looked_at_again(records: Records) -> None:
@@ -447,7 +449,7 @@ def test_what_depends_on_a_result_that_is_not_the_newest_any_more_is_looked_at_a
     lineage.doubt("base", base.key, base.output_id)
     assert lineage.version > version, "who is looking meanwhile must look again"
     assert lineage.candidates(plan) == {"base"}
-    assert records.look(plan, lineage.settled, lineage.candidates(plan)).open == ["lib", "app"]
+    assert records.look(plan, lineage.settled_in(plan), lineage.candidates(plan)).open == ["lib", "app"]
 
 
 def test_what_has_lost_its_artifact_is_looked_at_again(records: Records) -> None:
@@ -480,7 +482,7 @@ class LiveRun:
         self.plan = plan
         self.forced = forced
         candidates = lineage.candidates(plan) | forced
-        self.standing = records.look(plan, lineage.settled, candidates, forced)
+        self.standing = records.look(plan, lineage.settled_in(plan), candidates, forced)
         self.results = records.results(plan, above(plan, candidates))
         lineage.remember(plan, self.standing.settled, set(self.standing.open))
         self.done: dict[str, Settled] = {}
@@ -523,6 +525,26 @@ class Memory(RuleBasedStateMachine):
     @rule()
     def make_the_same_plan_anew(self) -> None:
         self.plan = plan_of(self.plan.packages.values())
+
+    @rule(data=st.data())
+    def change_sources(self, data: st.DataObject) -> None:
+        names = sorted(self.plan.packages)
+        changed = {
+            name: msgspec.structs.replace(
+                self.plan.packages[name], tree=data.draw(st.sampled_from(("1" * 40, "2" * 40)))
+            )
+            for name in (data.draw(st.sets(st.sampled_from(names), max_size=3)) if names else ())
+        }
+        self.plan = Plan(
+            {**self.plan.packages, **changed},
+            self.plan.places,
+            (),
+            {},
+            home=self.plan.home,
+            wanted=(),
+            like=self.plan,
+            changed=changed.keys(),
+        )
 
     @precondition(lambda self: len(self.runs) < 3)
     @rule(data=st.data(), force=st.booleans())
@@ -575,7 +597,7 @@ class Memory(RuleBasedStateMachine):
         for plan in {id(p): p for p in (self.plan, *(run.plan for run in self.runs))}.values():
             candidates = self.lineage.candidates(plan)
             assert candidates <= plan.packages.keys()
-            standing = self.records.look(plan, self.lineage.settled, candidates)
+            standing = self.records.look(plan, self.lineage.settled_in(plan), candidates)
             equal_to_a_look_at_everything(self.records, plan, standing)
 
 

@@ -37,6 +37,8 @@ from buildd.protocol import (
 from buildd.store.runs import RunRecord
 from buildd.threads import in_thread
 
+_NEWS: Collection[PackageState] = ("success", "failed", "blocked", "cancelled")
+"""Packages that the answer to a start names, when the run is over by then."""
 _PLANNED_FILES = 20
 """Changed files that a plan names of each package; `package.why` has more."""
 
@@ -48,7 +50,7 @@ async def start(services: Services, params: StartParams, peer: Peer) -> StartRes
     if params.wait > 0:
         with trio.move_on_after(min(params.wait, MAX_POLL_S)):
             await run.finished.wait()
-            ended = services.engine.view(run, packages=False)
+            ended = services.engine.view(run, states=_NEWS)
     return StartResult(id=run.id, number=run.record.number, event=event, run=ended)
 
 
