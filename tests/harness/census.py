@@ -9,7 +9,8 @@ workers of the pool come and go.
 
 What a build is meant to leave is no leak, and is accounted for one by one: the log of each build in the database, each
 artifact that a build in the database made, with its receipts, each clone of a repository in the database, up to
-`SPARES` empty work directories and up to `KEEPSAKES` files of recipes that were read.
+`SPARES` empty work directories, up to `KEEPSAKES` files of recipes that were read, and the log of the database of what
+maps know of files: a map process that is killed leaves it, and the next one takes it up.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ _RECORD = re.compile(
     | state/work/(?P<spare>\.spare-[0-9]+)(/(src|build|dest|home|tmp))?
     | cache/discoveries(/(?P<keepsake>[0-9a-f]+)\.revision)?
     | cache/repos/(?P<clone>[^/]+\.git)(/.*)?
+    | cache/maps/blobs\.db-(wal|shm)
     | cache/maps/(?P<mapped>[^/]+\.git)(/(?P<map>[0-9a-f]{40})(/.*)?)?
     """,
     re.VERBOSE,
