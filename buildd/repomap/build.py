@@ -93,7 +93,7 @@ def engine_version() -> str:
     return hashlib.sha256(f"{MAP_VERSION} {text}".encode()).hexdigest()[:16]
 
 
-MAP_VERSION = 3
+MAP_VERSION = 4
 """The next number when ranking or files change."""
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from buildd.errors import NotFound
 from buildd.repomap import contents, languages, lexer, tagger
+from buildd.repomap.qualified import MEMBER
 from buildd.repomap.records import KIND_NUMBERS, TYPES, Record, Task, word_hash
 from buildd.repos.trees import GitStore
 
@@ -58,7 +59,8 @@ def examine(data: bytes, hint: str) -> Record:
         words=array("Q", words).tobytes(),
         counts=_half_words([by_hash[word] for word in words]),
         names=tuple(definition.name for definition in found),
-        hashes=array("Q", [_hashes[definition.name.encode("utf-8", "replace")] for definition in found]).tobytes(),
+        hashes=array("Q", [_hashes[_named(definition, language)] for definition in found]).tobytes(),
+        owners=_owners(found),
         weights=bytes(weight_of(definition, language) for definition in found),
         kinds=bytes(KIND_NUMBERS[definition.kind] for definition in found),
         places=array("i", [place for one in found for place in (one.line, one.end_line, one.enclosing)]).tobytes(),
@@ -68,6 +70,24 @@ def examine(data: bytes, hint: str) -> Record:
             for definition in found
         ),
     )
+
+
+def _named(definition: tagger.Definition, language: str) -> bytes:
+    """The word by which others name it."""
+    name = definition.name.encode("utf-8", "replace")
+    return MEMBER + name if language == "go" and definition.kind == "method" else name
+
+
+def _owners(found: list[tagger.Definition]) -> bytes:
+    owners = array("Q")
+    for definition in found:
+        owner = ""
+        if definition.enclosing < 0:
+            owner = definition.parent.rpartition(".")[2]
+        elif found[definition.enclosing].kind == "implementation":
+            owner = found[definition.enclosing].name
+        owners.append(_hashes[owner.encode("utf-8", "replace")] if owner else 0)
+    return owners.tobytes()
 
 
 def _half_words(counts: list[int]) -> bytes:

@@ -43,6 +43,7 @@ _TELLING = np.array(
 )
 """How likely a name that occurs is meant for a definition of each kind: members are called as anything is called."""
 _TELLING[[KINDS.index(kind) for kind in ONLY_SCOPES]] = 0.0
+_OWNS = np.array([kind in (TYPES | {"type"}) - ONLY_SCOPES for kind in KINDS])
 _BODIES = np.array([kind in ("function", "method", "constructor") for kind in KINDS])
 _MODULES = np.array([kind in ("module", "namespace") for kind in KINDS])
 _TEST_MODULES = np.array([word_hash(name) for name in (b"test", b"tests")], U64)
@@ -68,6 +69,8 @@ class Definitions(NamedTuple):
     kind: NDArray[np.uint8]
     outer: NDArray[np.int32]
     """Number of the definition that it is in, or -1."""
+    owner: NDArray[np.int32]
+    """Number of the type that it is a member of, or -1."""
     name: NDArray[np.uint32]
     telling: Floats
     """See `_TELLING`; 0 for what is local to a function."""
@@ -98,8 +101,10 @@ class Graph(NamedTuple):
     """What each definition gets of its file's teleport."""
 
 
-def definitions_of(records: Sequence[Record | None]) -> tuple[Definitions, NDArray[np.uint64], list[str]]:
-    """And the hash of each name (by number) and the names themselves."""
+def definitions_of(
+    records: Sequence[Record | None], directories: Sequence[bytes]
+) -> tuple[Definitions, NDArray[np.uint64], list[str]]:
+    """And the hash of each name (by number) and the names themselves. `directories` are those of the files."""
     found = [(number, record) for number, record in enumerate(records) if record is not None and record.kinds]
     counts = np.array([len(record.kinds) for _, record in found], np.intp)
     starts = np.cumsum(counts) - counts
@@ -111,17 +116,38 @@ def definitions_of(records: Sequence[Record | None]) -> tuple[Definitions, NDArr
     inside = outer >= 0
     outer[inside] += np.repeat(starts, counts).astype(I32)[inside]
     kind = np.frombuffer(b"".join(record.kinds for _, record in found), U8)
+    file = np.repeat(np.array([number for number, _ in found], U32), counts)
+    owners = np.frombuffer(b"".join(record.owners for _, record in found), U64)
     return (
         Definitions(
-            file=np.repeat(np.array([number for number, _ in found], U32), counts),
+            file=file,
             kind=kind,
             outer=outer,
+            owner=_owners(outer, kind, hashes, owners, [directories[number] for number in file.tolist()]),
             name=name.astype(U32),
             telling=_telling(kind, outer, hashes),
         ),
         name_hash,
         [all_names[number] for number in first.tolist()],
     )
+
+
+def _owners(
+    outer: NDArray[np.int32],
+    kind: NDArray[np.uint8],
+    hashes: NDArray[np.uint64],
+    owners: NDArray[np.uint64],
+    directories: Sequence[bytes],
+) -> NDArray[np.int32]:
+    """The type that each stands in, or else the first of the directory that has the name of its owner."""
+    owns = np.append(_OWNS[kind], False)
+    owner = np.where(owns[outer], outer, -1).astype(I32)
+    apart = np.flatnonzero(owners)
+    types: dict[tuple[bytes, int], int] = {}
+    for number in np.flatnonzero(_OWNS[kind] & np.isin(hashes, owners[apart])).tolist():
+        types.setdefault((directories[number], int(hashes[number])), number)
+    owner[apart] = [types.get((directories[number], int(owners[number])), -1) for number in apart.tolist()]
+    return owner
 
 
 def _telling(kind: NDArray[np.uint8], outer: NDArray[np.int32], hashes: NDArray[np.uint64]) -> Floats:
@@ -278,13 +304,15 @@ def _base(definitions: Definitions, weights: NDArray[np.uint8], name_hash: NDArr
 
 class Scores(NamedTuple):
     files: Floats
+    """Shares of the rank of the whole repository, by their roles."""
     definitions: Floats
-    """Shares of the rank of the whole repository."""
+    """The same of definitions; a type has that of its members as well."""
 
 
 def score(
     graph: Graph,
     definition_file: NDArray[np.uint32],
+    owner: NDArray[np.int32],
     telling: Floats,
     role: NDArray[np.uint8],
     teleport: Floats,
@@ -314,6 +342,8 @@ def score(
     scores += passed[graph.any_pair] / np.maximum(1, sharing[graph.any_pair])
     scores += (1 - ranking.DAMPING) * teleport[definition_file] * graph.base
     scores *= np.sqrt(np.maximum(telling, _UNTOLD) / _TELLING.max()) * role_weight[definition_file]
+    members = np.flatnonzero(owner >= 0)
+    scores += np.bincount(owner[members], scores[members], len(scores))  # who names a member uses the type
     return Scores(ranks.files * role_weight, scores)
 
 

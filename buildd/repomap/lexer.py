@@ -14,6 +14,8 @@ import re
 from collections import Counter
 from functools import cache
 
+from buildd.repomap import qualified
+
 _BLOCK = rb"/\*[^*]*+(?:\*(?!/)[^*]*+)*+(?:\*/|\Z)"
 _LINE = rb"//[^\n]*+"
 _HASH = rb"\#[^\n]*+"
@@ -152,11 +154,14 @@ def _keywords(language: str) -> frozenset[bytes]:
 
 
 def references(data: bytes, language: str) -> dict[bytes, int]:
-    """How often each identifier occurs outside comments and strings; in plain text, each word."""
+    """How often each identifier occurs outside comments and strings; in plain text, each word.
+
+    Those that are not meant for what is plainly called so have a prefix (`buildd.repomap.qualified`).
+    """
     skipped = _skipped(language)
     code = data if skipped is None else skipped.sub(b" ", _BEFORE.get(language, b"") + data)
     shortest, keywords = _SHORTEST if language else _SHORTEST_IN_TEXT, _keywords(language)
-    return {
+    words = {
         word: count
         for word, count in Counter(code.translate(_ONLY_WORDS).split()).items()
         if len(word) >= shortest
@@ -164,6 +169,8 @@ def references(data: bytes, language: str) -> dict[bytes, int]:
         and word[0] not in _DIGITS
         and (word.isascii() or _is_identifier(word))
     }
+    qualified.qualify(words, data, code, language)
+    return words
 
 
 def lines_with(data: bytes, language: str, name: bytes) -> list[int]:

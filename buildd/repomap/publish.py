@@ -46,7 +46,9 @@ def publish(
     """Fill the directory of `request` and make it durable. Raises OSError."""
     paths = [encodable(os.fsdecode(entry.path)) for entry in entries]
     of_language = [record.language if record is not None else "" for record in records]
-    definitions, name_hash, names = graphs.definitions_of(records)
+    definitions, name_hash, names = graphs.definitions_of(
+        records, [entry.path.rpartition(b"/")[0] for entry in entries]
+    )
     family = graphs.family_numbers(of_language)
     roles_array = np.array(role, np.uint8)
     graph, others, other_count = graphs.graph_of(records, definitions, name_hash, family)
@@ -54,7 +56,7 @@ def publish(
         [roles.teleport_of(entry.path, number) for entry, number in zip(entries, role, strict=True)], np.float64
     )
     teleport[sorted(left_out)] = 0.0
-    scores = graphs.score(graph, definitions.file, definitions.telling, roles_array, teleport)
+    scores = graphs.score(graph, definitions.file, definitions.owner, definitions.telling, roles_array, teleport)
 
     report(Progress(stage="writing"))
     score_texts = [b"%.6g" % value for value in scores.definitions.tolist()]
@@ -86,6 +88,7 @@ def publish(
             "definition_file": definitions.file,
             "definition_kind": definitions.kind,
             "definition_outer": definitions.outer,
+            "definition_owner": definitions.owner,
             "definition_name": definitions.name,
             "definition_telling": definitions.telling,
             "definition_score": scores.definitions,

@@ -19,7 +19,7 @@ from buildd.repomap import roles
 from buildd.repomap.index import MapIndex
 from buildd.repomap.languages import NAMES
 from buildd.repomap.outline import Line, outline
-from buildd.repomap.records import KINDS, word_hash
+from buildd.repomap.records import KINDS
 from buildd.repomap.wire import (
     Files,
     FilesRequest,
@@ -138,13 +138,14 @@ def _files_below(paths: Sequence[str], path: str) -> set[int]:
 def refs(request: RefsRequest) -> Refs:
     from buildd.repomap import lexer
     from buildd.repomap.contents import as_utf8
+    from buildd.repomap.reranking import files_naming
     from buildd.repos.trees import GitStore
 
     with MapIndex(request.source.directory) as index:
         definitions = (
             _matching(index, request.name, "", "") if request.name and not _PATTERN.search(request.name) else []
         )
-        files = _files_naming(index, request.name)
+        files = files_naming(index, request.name)
         found: list[MapRef] = []
         total = 0
         ids, paths = index.sections["ids"], index.paths
@@ -168,13 +169,6 @@ def refs(request: RefsRequest) -> Refs:
                         if at >= request.offset and len(found) < request.limit:
                             found.append(MapRef(path=paths[file], line=number, text=_shortened(lines[number - 1])))
         return Refs(definitions=tuple(map(index.tag, definitions[: request.limit])), refs=tuple(found), total=total)
-
-
-def _files_naming(index: MapIndex, name: str) -> list[int]:
-    """Files that may name it, those first that lean on it most: by how often they do, weighed by their own rank."""
-    from buildd.repomap.reranking import files_naming
-
-    return files_naming(index, word_hash(name.encode("utf-8", "replace")))
 
 
 def _shortened(line: bytes) -> str:

@@ -50,13 +50,15 @@ class Record(Struct, frozen=True, array_like=True, gc=False):
     generated: bool = False
     """It says so in its first lines."""
     words: bytes = b""
-    """Hashes (uint64, ascending) of the identifiers that it names."""
+    """Hashes (uint64, ascending) of the identifiers that it names, with their prefixes."""
     counts: bytes = b""
     """How often (uint16, at most 65,535), in the same order."""
     names: tuple[str, ...] = ()
     """Of its definitions, in the order of the text, those that enclose others first."""
     hashes: bytes = b""
-    """Of the names (uint64)."""
+    """Of the names (uint64), with the prefixes by which they are named elsewhere."""
+    owners: bytes = b""
+    """Hash (uint64) of the name of the type that each is a member of without standing in it, or 0."""
     weights: bytes = b""
     """How telling each name is, in sixteenths (uint8)."""
     kinds: bytes = b""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from buildd.repomap import graph as graphs, ranking
 from buildd.repomap.graph import Graph
 from buildd.repomap.index import MapIndex
+from buildd.repomap.qualified import spellings
 from buildd.repomap.records import word_hash
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -37,13 +38,11 @@ def rerank(index: MapIndex, focus: Sequence[str], mention: Sequence[str]) -> Rer
 
     name_factor = np.ones(len(graph.name_hash))
     for word in mention:
-        at = int(np.searchsorted(graph.name_hash, np.uint64(word_hash(word.encode("utf-8", "replace")))))
-        named = at < len(graph.name_hash) and int(graph.name_hash[at]) == word_hash(word.encode("utf-8", "replace"))
-        if named:
-            name_factor[at] = _MENTIONED
+        named = np.flatnonzero(np.isin(graph.name_hash, _hashes(word)))
+        name_factor[named] = _MENTIONED
         paths = [number for number, path in enumerate(index.paths) if _mentions(path, word)]
         teleport[paths] *= _PATH_MENTIONED
-        if not named and not paths:
+        if not len(named) and not paths:
             unknown.append(word)
 
     naming = np.ones(index.meta.files)
@@ -63,7 +62,14 @@ def rerank(index: MapIndex, focus: Sequence[str], mention: Sequence[str]) -> Rer
         teleport[chosen] += _FOCUS_TELEPORT / len(chosen)
         naming[chosen] = _FOCUS_NAMING
     scores = graphs.score(
-        graph, file, _array(index, "definition_telling", np.float64), role, teleport, name_factor, naming
+        graph,
+        file,
+        _array(index, "definition_owner", np.int32),
+        _array(index, "definition_telling", np.float64),
+        role,
+        teleport,
+        name_factor,
+        naming,
     )
     factor = name_factor[_array(index, "definition_name", np.uint32)]
     by_definition = scores.definitions * factor
@@ -72,24 +78,32 @@ def rerank(index: MapIndex, focus: Sequence[str], mention: Sequence[str]) -> Rer
     return Reranked(order.tolist(), by_file.tolist(), tuple(unknown))
 
 
-def files_naming(index: MapIndex, hash: int) -> list[int]:
+def files_naming(index: MapIndex, name: str) -> list[int]:
+    """Files that may name it, those first that lean on it most: by how often they do, weighed by their own rank."""
+    hashes = _hashes(name)
     counts = np.zeros(index.meta.files)
     name_hash = _array(index, "name_hash", np.uint64)
-    at = int(np.searchsorted(name_hash, np.uint64(hash)))
-    if at < len(name_hash) and int(name_hash[at]) == hash:
-        nodes = np.flatnonzero(_array(index, "node_name", np.uint32) == at)
+    names = np.flatnonzero(np.isin(name_hash, hashes))
+    if len(names):
+        nodes = np.flatnonzero(np.isin(_array(index, "node_name", np.uint32), names))
         edges = np.flatnonzero(np.isin(_array(index, "edge_node", np.uint32), nodes))
         file = _array(index, "edge_file", np.uint32)[edges]
         counts += np.bincount(file, _array(index, "edge_count", np.uint16)[edges], index.meta.files)
-        defining = _array(index, "definition_file", np.uint32)[_array(index, "definition_name", np.uint32) == at]
+        named = np.isin(_array(index, "definition_name", np.uint32), names)
+        defining = _array(index, "definition_file", np.uint32)[named]
         counts[defining] = np.maximum(counts[defining], 1.0)  # no edge leads to what is local
-    else:
-        words = np.flatnonzero(_array(index, "other_words", np.uint32) == np.uint32(hash & 0xFFFFFFFF))
-        ends = np.cumsum(_array(index, "other_count", np.uint32))
-        counts[np.searchsorted(ends, words, side="right")] = 1.0
+    others = np.isin(_array(index, "other_words", np.uint32), (hashes & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+    ends = np.cumsum(_array(index, "other_count", np.uint32))
+    elsewhere = np.searchsorted(ends, np.flatnonzero(others), side="right")
+    counts[elsewhere] = np.maximum(counts[elsewhere], 1.0)
     weight = np.sqrt(counts) * (_array(index, "file_score", np.float64) + 1e-9)
     order = np.lexsort((np.arange(len(weight)), -weight))
     return [number for number in order.tolist() if counts[number] > 0]
+
+
+def _hashes(name: str) -> NDArray[np.uint64]:
+    """Of all that a name may be in a text."""
+    return np.array([word_hash(word) for word in spellings(name.encode("utf-8", "replace"))], np.uint64)
 
 
 def _mentions(path: str, word: str) -> bool:

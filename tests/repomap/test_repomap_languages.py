@@ -119,6 +119,86 @@ def test_references_are_counted_and_numbers_are_none() -> None:
     }
 
 
+GO = b"""package shop
+
+import (
+	"io"
+	stdlog "log" // (not ours)
+	"example.org/shop/store"
+	other "example.org/other"
+)
+
+type Cart struct {
+	Reader io.Reader
+	Items, Rest []Item
+}
+
+func (c *Cart) Load(from io.Reader) (*store.Shelf, error) {
+	stdlog.Println(c.Items, c.Rest[0].Price.Total())
+	return store.Open(other.Options{Reader: from, Depth: Deep}), Check(c)
+}
+"""
+RUST = b"""use std::io::{self, Read, Error as IoError};
+use std::{fmt::Debug, mem};
+use crate::shelf::Item;
+
+impl Debug for Cart {}
+
+pub fn load(mut from: impl Read) -> Result<Item, IoError> {
+    let item: Item = Item::read_from(from)?;
+    mem::drop(io::stdout());
+    std::process::exit(crate::shelf::close(item) + other::Error::new())
+}
+"""
+JAVA = b"""package shop;
+import java.util.List;
+import static java.util.stream.Collectors.toList;
+import org.example.Map;
+import org.example.Thread;
+
+class Cart {
+    List<Item> items = new Map<>().items().collect(toList());
+    String name(Thread thread) { return null; }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "standard", "members", "plain"),
+    [
+        (
+            "go",
+            GO,
+            {"Reader": 2, "Println": 1},
+            {"Reader": 2, "Items": 1, "Rest": 2, "Price": 1, "Total": 1, "Depth": 1},
+            {"Shelf": 1, "Open": 1, "Options": 1, "Item": 1, "Deep": 1, "Check": 1, "Cart": 2, "Load": 1},
+        ),
+        (
+            "rust",
+            RUST,
+            {"Read": 2, "Error": 1, "IoError": 2, "Debug": 2, "drop": 1, "stdout": 1, "exit": 1},
+            {},
+            {"Item": 4, "Error": 1, "read_from": 1, "close": 1, "Cart": 1},
+        ),
+        (
+            "java",
+            JAVA,
+            {"List": 2, "Collectors": 1, "String": 1},
+            {},
+            {"Map": 2, "Thread": 2, "Item": 1, "Cart": 1, "toList": 2, "items": 2},
+        ),
+    ],
+)
+def test_words_are_told_apart_by_what_a_text_imports(
+    language: str, text: bytes, standard: dict[str, int], members: dict[str, int], plain: dict[str, int]
+) -> None:
+    found = lexer.references(text, language)
+    for prefix, expected in (("/", standard), (".", members), ("", plain)):
+        shown = {name: found.get((prefix + name).encode()) for name in expected}
+        assert shown == expected, prefix or "plain"
+    assert {word[1:].decode() for word in found if word[:1] == b"/"} <= standard.keys() | {"io", "fmt", "mem"}
+
+
 def test_lines_are_counted_over_comments_and_strings() -> None:
     text = b"/* a\n b */ foo\n\nx = 'foo'\nfoo(foo) // foo\nfood\n"
     assert lexer.lines_with(text, "javascript", b"foo") == [2, 5]
@@ -130,6 +210,16 @@ def test_lines_are_counted_over_comments_and_strings() -> None:
 def test_what_is_never_closed_takes_time_in_proportion(opening: str) -> None:
     text = (opening + " a\\") * 60_000
     for language in languages.LANGUAGES:
+        lexer.references(text.encode(), language)
+
+
+@pytest.mark.parametrize("beginning", ["", "import ", "\nimport (\n", "use std::", "import java."])
+@pytest.mark.parametrize(
+    "unit", ["a", "a.", "a::", " a", 'a"', " as ", "{a", ",\n", "import ", "\nimport (\n", "use std::"]
+)
+def test_what_goes_on_and_on_takes_time_in_proportion(beginning: str, unit: str) -> None:
+    text = beginning + unit * 100_000
+    for language in ("go", "rust", "java"):
         lexer.references(text.encode(), language)
 
 

@@ -210,3 +210,44 @@ def test_a_declaration_counts_where_there_is_no_definition(repository: Repositor
     assert [(tag.path, tag.kind) for tag in opened] == [("cart.c", "function"), ("cart.h", "prototype")]
     (outside,) = made.tags(name="outside_call").tags
     assert outside.score > opened[1].score
+
+
+def test_what_is_taken_from_the_standard_library_leads_nowhere(repository: Repository) -> None:
+    readers = {
+        f"r{number}.go": f'package shop\n\nimport "io"\n\nfunc f{number}(a io.Reader, b io.Reader) {{}}\n'
+        for number in range(9)
+    }
+    keepers = {f"k{number}.go": f"package shop\n\nfunc g{number}(a Keeper) {{}}\n" for number in range(2)}
+    repository.commit(
+        {
+            "types.go": "package shop\n\ntype Reader struct{}\n\ntype Keeper struct{}\n",
+            **readers,
+            **keepers,
+        }
+    )
+    made = repository.map()
+    (first, *_) = made.tags().tags
+    assert first.name == "Keeper"
+    assert {ref.path for ref in made.refs("Reader").refs} == {"types.go", *readers}, "it is named there all the same"
+
+
+def test_who_names_a_member_uses_its_type(repository: Repository) -> None:
+    calls = "".join(f"func f{number}(e any) {{ e.Serve(); e.Serve() }}\n" for number in range(9))
+    repository.commit(
+        {
+            "shop/engine.go": "package shop\n\ntype Engine struct{}\n\ntype Motor struct{}\n",
+            "shop/serve.go": "package shop\n\nfunc (e *Engine) Serve() {}\n\nfunc Serve() {}\n",
+            "other/engine.go": "package other\n\ntype Engine struct{}\n",
+            "main.go": f"package main\n\n{calls}",
+            "use.go": "package main\n\nfunc use(a Motor, b Engine) {}\n",
+        }
+    )
+    made = repository.map()
+    score = {(tag.path, tag.parent, tag.name): tag.score for tag in made.tags().tags}
+    engine, motor = score["shop/engine.go", "", "Engine"], score["shop/engine.go", "", "Motor"]
+    assert engine > score["shop/serve.go", "Engine", "Serve"] > score["shop/serve.go", "", "Serve"]
+    assert engine > motor
+    assert engine > score["other/engine.go", "", "Engine"]
+    mentioned = made.text(400, mention=("Serve",))
+    assert mentioned.text.startswith("shop/serve.go") or mentioned.text.index("Serve") < mentioned.text.index("Motor")
+    assert not mentioned.unknown

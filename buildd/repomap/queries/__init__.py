@@ -6,8 +6,8 @@ import hashlib
 from functools import cache
 from importlib import resources
 
-RECORD_VERSION = 5
-"""The next number when a change of `tagger`, `lexer`, `examine`, `contents` or `records` makes other records."""
+RECORD_VERSION = 6
+"""The next number when other records are made: by `tagger`, `lexer`, `qualified`, `examine`, `contents`, `records`."""
 
 
 _QUERY_OF = {"tsx": "typescript"}
