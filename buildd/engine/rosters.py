@@ -69,9 +69,10 @@ def _changes(before: Settlement, now: Settlement) -> dict[str, tuple[str, str] |
     changes: dict[str, tuple[str, str] | None] = {}
     for name in now.differing(before):
         old, new = before.get(name), now.get(name)
+        if new is old:
+            continue
         if new is None:
-            if old is not None:
-                changes[name] = None
+            changes[name] = None
         elif old is None or roster_entry(old) != roster_entry(new):
             changes[name] = new.package.version, new.output_id
     return changes

@@ -28,6 +28,8 @@ from buildd.store.runs import KnownResult
 
 KEPT = 8
 """Lineages of plans that are remembered."""
+_FEW = 50
+"""Packages of which any number may differ, however few there are in all."""
 
 
 class Rule(Struct, frozen=True, kw_only=True):
@@ -111,6 +113,11 @@ class Settlement(dict[str, Settled]):
             return self.varied | other.varied
         return [*differing(other, self), *(other.keys() - self.keys())]
 
+    def branch_off(self) -> None:
+        """Found a family of its own when too much differs from the first of the old one."""
+        if len(self.varied) > max(_FEW, len(self) // 20):
+            self._family, self.varied = object(), set()
+
 
 class Standing(NamedTuple):
     """What a run starts from. Immutable."""
@@ -181,6 +188,7 @@ class Lineage:
         moved = [name for name in fresh if name in before and before[name].closure != fresh[name].closure]
         for name in fresh.keys() - sound:
             del merged[name]
+        merged.branch_off()
         self.version += 1
         self.settled = merged
         self._doubtful = self._doubtful.union(fresh, *(plan.dependents[name] for name in moved)) - sound
@@ -288,6 +296,7 @@ def settle(
                 if place not in waiting:
                     waiting.add(place)
                     heapq.heappush(queue, place)
+    current.branch_off()
     return current, open_
 
 

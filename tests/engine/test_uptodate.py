@@ -505,6 +505,25 @@ class LiveRun:
         return {d: self.all()[d].closure for d in self.plan.graph[name]}
 
 
+def test_a_change_among_many_is_not_looked_for_in_all(records: Records) -> None:
+    plan, lineage = plan_of([package(f"p{number}") for number in range(500)]), Lineage()
+    entries = built(records, plan)
+    first = records.look(plan, lineage.settled_in(plan), lineage.candidates(plan))
+    lineage.remember(plan, first.settled, set(first.open))
+    assert first.settled == entries
+    changed = {"p7": msgspec.structs.replace(plan.packages["p7"], tree="2" * 40)}
+    varied = Plan(
+        {**plan.packages, **changed}, plan.places, (), {}, home=plan.home, wanted=(), like=plan, changed=changed.keys()
+    )
+    assert lineage.candidates(varied) == {"p7"}
+    standing = records.look(varied, lineage.settled_in(varied), lineage.candidates(varied))
+    assert standing.open == ["p7"]
+    assert set(standing.settled.differing(first.settled)) == {"p7"}
+    lineage.remember(varied, standing.settled, {"p7"})
+    lineage.add(varied, {"p7": records.build(varied, "p7", standing.settled, OUTPUTS[0])}, {"p7": {}})
+    assert set(lineage.settled.differing(first.settled)) == {"p7"}
+
+
 class Memory(RuleBasedStateMachine):
     """Runs of one lineage that overlap, other runs, lost artifacts and changed plans; the memory is always right."""
 
