@@ -20,7 +20,7 @@ from buildd.repomap import languages, roles
 from buildd.repomap.cache import Cache
 from buildd.repomap.queries import version_of
 from buildd.repomap.records import Record, Task
-from buildd.repomap.wire import BuildRequest, Built, Progress
+from buildd.repomap.wire import MAX_TEXT, BuildRequest, Built, Progress
 from buildd.repos.trees import EXECUTABLE, FILE, LINK, GitStore, RawEntry, map_little
 
 _KEPT_AT_ONCE = 256
@@ -82,7 +82,7 @@ def build(request: BuildRequest, report: Callable[[Progress], None]) -> Built:
         left_out=dict(sorted(Counter(left_out.values()).items())),
         bytes=published.bytes,
         engine=engine_version(),
-        text=published.text,
+        text=published.text if len(published.text.text) <= MAX_TEXT else None,
     )
 
 

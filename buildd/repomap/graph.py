@@ -147,6 +147,7 @@ def _owners(
     for number in np.flatnonzero(_OWNS[kind] & np.isin(hashes, owners[apart])).tolist():
         types.setdefault((directories[number], int(hashes[number])), number)
     owner[apart] = [types.get((directories[number], int(owners[number])), -1) for number in apart.tolist()]
+    owner[owner == np.arange(len(owner))] = -1  # a type that is called like the scope it is defined in
     return owner
 
 
@@ -307,6 +308,8 @@ class Scores(NamedTuple):
     """Shares of the rank of the whole repository, by their roles."""
     definitions: Floats
     """The same of definitions; a type has that of its members as well."""
+    alone: Floats
+    """Those of definitions without that of members: they sum up."""
 
 
 def score(
@@ -343,8 +346,8 @@ def score(
     scores += (1 - ranking.DAMPING) * teleport[definition_file] * graph.base
     scores *= np.sqrt(np.maximum(telling, _UNTOLD) / _TELLING.max()) * role_weight[definition_file]
     members = np.flatnonzero(owner >= 0)
-    scores += np.bincount(owner[members], scores[members], len(scores))  # who names a member uses the type
-    return Scores(ranks.files * role_weight, scores)
+    of_members = np.bincount(owner[members], scores[members], len(scores))  # who names a member uses the type
+    return Scores(ranks.files * role_weight, scores + of_members, scores)
 
 
 def family_numbers(languages: Sequence[str]) -> NDArray[np.uint8]:

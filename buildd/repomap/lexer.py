@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 from buildd.repomap import qualified
 
@@ -153,10 +155,11 @@ def _keywords(language: str) -> frozenset[bytes]:
     return frozenset(_KEYWORDS[language].encode().split())
 
 
-def references(data: bytes, language: str) -> dict[bytes, int]:
+def references(data: bytes, language: str, defined: Mapping[bytes, str] = MappingProxyType({})) -> dict[bytes, int]:
     """How often each identifier occurs outside comments and strings; in plain text, each word.
 
-    Those that are not meant for what is plainly called so have a prefix (`buildd.repomap.qualified`).
+    Those that are not meant for what is plainly called so have a prefix (`buildd.repomap.qualified`); `defined` has the
+    names of what the text defines, and their kinds.
     """
     skipped = _skipped(language)
     code = data if skipped is None else skipped.sub(b" ", _BEFORE.get(language, b"") + data)
@@ -169,7 +172,7 @@ def references(data: bytes, language: str) -> dict[bytes, int]:
         and word[0] not in _DIGITS
         and (word.isascii() or _is_identifier(word))
     }
-    qualified.qualify(words, data, code, language)
+    qualified.qualify(words, data, code, language, defined)
     return words
 
 

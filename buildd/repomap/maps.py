@@ -406,8 +406,9 @@ class Maps:
                 )
                 with trio.CancelScope(shield=True):  # one rename: afterwards it is there, and recorded
                     await in_thread(self._publish, incoming, self._place(key))
-                asked_most = TextRequest(source=self._source(key), tokens=settings.tokens)
-                self._keep(job.status, msgspec.json.encode(asked_most), built.text)
+                if built.text is not None:
+                    question = TextRequest(source=self._source(key), tokens=settings.tokens)
+                    self._keep(job.status, msgspec.json.encode(question), built.text)
                 return built
 
     def _began(self, job: _Job, pid: int) -> None:

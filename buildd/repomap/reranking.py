@@ -74,7 +74,7 @@ def rerank(index: MapIndex, focus: Sequence[str], mention: Sequence[str]) -> Rer
     factor = name_factor[_array(index, "definition_name", np.uint32)]
     by_definition = scores.definitions * factor
     order = np.lexsort((np.arange(len(by_definition)), -by_definition))
-    by_file = np.bincount(file, by_definition, index.meta.files) if len(file) else scores.files
+    by_file = np.bincount(file, scores.alone * factor, index.meta.files) if len(file) else scores.files
     return Reranked(order.tolist(), by_file.tolist(), tuple(unknown))
 
 

@@ -18,6 +18,8 @@ FailureClass = Literal["not_found", "invalid", "disk_full", "damaged", "other"]
 """`not_found` and `invalid` are faults of the question, `damaged` one of the published directory."""
 
 MAX_LINE = 16 << 20
+MAX_TEXT = 128 * 1024
+"""Characters of a text that comes with its map."""
 
 
 class BuildRequest(Struct, frozen=True, kw_only=True, tag="build"):
@@ -64,8 +66,8 @@ class Built(Struct, frozen=True, kw_only=True, tag="built"):
     """Of the published directory."""
     engine: str
     """Version of what made it: another one makes another map of the same commit."""
-    text: Text
-    """What `map.txt` has: the answer to a question for as many tokens, without anything in focus."""
+    text: Text | None
+    """What `map.txt` has: the answer to a question for as many tokens, without a focus. None if it is long."""
 
 
 class Source(Struct, frozen=True, kw_only=True):

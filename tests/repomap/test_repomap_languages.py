@@ -126,7 +126,20 @@ import (
 	stdlog "log" // (not ours)
 	"example.org/shop/store"
 	other "example.org/other"
+	"github.com/labstack/echo/v4"
+	"gopkg.in/yaml.v3"
+	"github.com/mattn/go-isatty"
+	"math/rand/v2"
 )
+
+const (
+	Deep Depths = iota
+	Flat
+)
+
+var depths = map[Depths]string{
+	Deep: "deep",
+}
 
 type Cart struct {
 	Reader io.Reader
@@ -137,9 +150,17 @@ func (c *Cart) Load(from io.Reader) (*store.Shelf, error) {
 	stdlog.Println(c.Items, c.Rest[0].Price.Total())
 	return store.Open(other.Options{Reader: from, Depth: Deep}), Check(c)
 }
+
+func New(options ...Option) *echo.Echo {
+	return yaml.Node{isatty.IsTerminal, rand.Intn(1)}.
+		With(options ...store.More)
+}
 """
 RUST = b"""use std::io::{self, Read, Error as IoError};
 use std::{fmt::Debug, mem};
+use std::process::Command;
+use std::path::Path;
+use crate::path;
 use crate::shelf::Item;
 
 impl Debug for Cart {}
@@ -147,6 +168,7 @@ impl Debug for Cart {}
 pub fn load(mut from: impl Read) -> Result<Item, IoError> {
     let item: Item = Item::read_from(from)?;
     mem::drop(io::stdout());
+    process(path::normalize(item));
     std::process::exit(crate::shelf::close(item) + other::Error::new())
 }
 """
@@ -159,6 +181,8 @@ import org.example.Thread;
 class Cart {
     List<Item> items = new Map<>().items().collect(toList());
     String name(Thread thread) { return null; }
+    static class Runnable {}
+    Runnable run() { return new Runnable(); }
 }
 """
 
@@ -169,34 +193,51 @@ class Cart {
         (
             "go",
             GO,
-            {"Reader": 2, "Println": 1},
-            {"Reader": 2, "Items": 1, "Rest": 2, "Price": 1, "Total": 1, "Depth": 1},
-            {"Shelf": 1, "Open": 1, "Options": 1, "Item": 1, "Deep": 1, "Check": 1, "Cart": 2, "Load": 1},
+            {"Reader": 2, "Println": 1, "Intn": 1},
+            {"Reader": 2, "Items": 1, "Rest": 2, "Price": 1, "Total": 1, "Depth": 1, "With": 1},
+            {
+                "Shelf": 1,
+                "Open": 1,
+                "Options": 1,
+                "Item": 1,
+                "Deep": 3,
+                "Check": 1,
+                "Cart": 2,
+                "Load": 1,
+                "Option": 1,
+                "Echo": 1,
+                "Node": 1,
+                "IsTerminal": 1,
+                "More": 1,
+                "Depths": 2,
+            },
         ),
         (
             "rust",
             RUST,
             {"Read": 2, "Error": 1, "IoError": 2, "Debug": 2, "drop": 1, "stdout": 1, "exit": 1},
             {},
-            {"Item": 4, "Error": 1, "read_from": 1, "close": 1, "Cart": 1},
+            {"Item": 4, "Error": 1, "read_from": 1, "close": 1, "Cart": 1, "process": 2, "normalize": 1, "path": 2},
         ),
         (
             "java",
             JAVA,
             {"List": 2, "Collectors": 1, "String": 1},
             {},
-            {"Map": 2, "Thread": 2, "Item": 1, "Cart": 1, "toList": 2, "items": 2},
+            {"Map": 2, "Thread": 2, "Runnable": 3, "Item": 1, "Cart": 1, "toList": 2, "items": 2},
         ),
     ],
 )
 def test_words_are_told_apart_by_what_a_text_imports(
     language: str, text: bytes, standard: dict[str, int], members: dict[str, int], plain: dict[str, int]
 ) -> None:
-    found = lexer.references(text, language)
+    defined = {definition.name.encode(): definition.kind for definition in tagger.definitions(text, language)}
+    found = lexer.references(text, language, defined)
     for prefix, expected in (("/", standard), (".", members), ("", plain)):
         shown = {name: found.get((prefix + name).encode()) for name in expected}
         assert shown == expected, prefix or "plain"
-    assert {word[1:].decode() for word in found if word[:1] == b"/"} <= standard.keys() | {"io", "fmt", "mem"}
+    packages = {"std", "io", "fmt", "mem", "process", "path", "Command", "Path"}
+    assert {word[1:].decode() for word in found if word[:1] == b"/"} <= standard.keys() | packages
 
 
 def test_lines_are_counted_over_comments_and_strings() -> None:
@@ -221,6 +262,17 @@ def test_what_goes_on_and_on_takes_time_in_proportion(beginning: str, unit: str)
     text = beginning + unit * 100_000
     for language in ("go", "rust", "java"):
         lexer.references(text.encode(), language)
+
+
+def test_long_lines_and_words_take_time_in_proportion() -> None:
+    for text in (
+        ",a b" * 100_000 + "=",
+        "use " + "a" * 300_000 + "::",
+        "use std::{" + "a" * 300_000,
+        "." + " " * 300_000,
+    ):
+        for language in ("go", "rust"):
+            lexer.references(text.encode(), language)
 
 
 @pytest.mark.parametrize(
