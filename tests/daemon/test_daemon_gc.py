@@ -274,6 +274,14 @@ def test_what_a_killed_collection_left_is_removed_at_the_next_start(boot: Boot, 
     assert daemon.build(repository).stats.success == 1
 
 
+def listener(port: int) -> socket.socket | None:
+    """A server at a port, unless somebody has it yet."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError:
+        return None
+
+
 def test_what_an_interrupted_run_has_built_is_not_collected_before_the_run_goes_on(
     boot: Boot, tmp_path: Path, git_server: GitServer
 ) -> None:
@@ -288,7 +296,7 @@ def test_what_an_interrupted_run_has_built_is_not_collected_before_the_run_goes_
     for clone in (daemon.cache_dir / "repos").glob("*.git"):
         shutil.rmtree(clone)
     git_server.close()
-    with socket.create_server(("127.0.0.1", git_server.port)):  # it says nothing: the run cannot go on yet
+    with until(lambda: listener(git_server.port), "the port is free"):  # it says nothing: the run cannot go on yet
         daemon.boot()
         until(lambda: daemon.status()["clones"], "the run waits for its clone")
         assert gc(daemon, "--max-bytes", "1", status=1)["collected"] == []
