@@ -83,7 +83,7 @@ class MapTag(Struct, frozen=True, kw_only=True):
     """What encloses it, outermost first, joined by dots; empty at the top of a file."""
     signature: str
     score: float
-    """Share of the rank of the whole repository that it has."""
+    """Share of the rank of the whole repository that it has; a type has that of its members as well."""
 
 
 class MapRef(Struct, frozen=True, kw_only=True):

@@ -48,8 +48,8 @@ def examine(data: bytes, hint: str) -> Record:
         return Record(size, reason or "binary")
     language = languages.language_of(hint, text)
     found = tagger.definitions(text, language) if language else []
-    kinds = {definition.name.encode("utf-8", "replace"): definition.kind for definition in found}
-    counts = lexer.references(text, language, kinds)
+    defined = {definition.name.encode("utf-8", "replace"): definition.kind for definition in found}
+    counts = lexer.references(text, language, defined)
     by_hash = dict(zip(map(_hashes.__getitem__, counts), counts.values(), strict=True))
     words = sorted(by_hash)
     return Record(
